@@ -1,0 +1,73 @@
+"""The model manifest: complete, consistent, and clear about what it does not have."""
+
+import hashlib
+import json
+
+import pytest
+
+from bayesq import zoo
+from bayesq.errors import ModelError
+from bayesq.resources import models_dir
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A models folder with one file that is not a model, under a manifest that vouches for it."""
+    weights = tmp_path / "toy" / "weights.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"toy weights")
+    digest = hashlib.sha256(b"toy weights").hexdigest()
+    entry = {
+        "name": "toy",
+        "id": digest[:16],
+        "file": "toy/weights.safetensors",
+        "sha256": digest,
+        "description": "a stand-in",
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps([entry]))
+    monkeypatch.setattr(zoo, "models_dir", lambda: tmp_path)
+    return weights
+
+
+def test_shipped_manifest_is_consistent():
+    entries = zoo.manifest()
+    assert len({entry.name for entry in entries}) == len(entries)
+    for entry in entries:
+        digest = hashlib.sha256((models_dir() / entry.file).read_bytes()).hexdigest()
+        assert digest == entry.sha256
+        assert entry.id == digest[:16]
+        assert zoo.find(bytes.fromhex(entry.id)) == entry.name
+
+
+def test_find(shelf):
+    model_id = hashlib.sha256(b"toy weights").digest()[:8]
+    assert zoo.find(model_id) == "toy"
+    with pytest.raises(ModelError, match=r"no model with id 0{16}; models at hand: toy"):
+        zoo.find(bytes(8))
+
+
+def test_unknown_name(shelf):
+    with pytest.raises(ModelError, match="no model called 'nonsense'; models at hand: toy") as caught:
+        zoo.load("nonsense")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights(shelf):
+    shelf.write_bytes(b"toy weighty")
+    with pytest.raises(ModelError, match="damaged"):
+        zoo.load("toy")
+
+
+def test_missing_weights(shelf):
+    shelf.unlink()
+    with pytest.raises(ModelError, match="no such weights file"):
+        zoo.load("toy")
+    with pytest.raises(ModelError, match="no such weights file"):
+        zoo.load("elsewhere.safetensors")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '[{"name": "x"}]'])
+def test_unreadable_manifest(shelf, text):
+    (shelf.parent.parent / "manifest.json").write_text(text)
+    with pytest.raises(ModelError, match="not a readable list of models"):
+        zoo.manifest()
