@@ -1,0 +1,241 @@
+"""Entropy coding of integer symbols under integer probability tables.
+
+What a decoder must know before it can read a symbol is integer here, from end to end: the tables are cumulative counts
+out of 2**24, stored with the model, and the range coder (Martin, "Range encoding", 1979; the implementation is
+``constriction``, Bamler 2022) sees exactly those counts. A file thus decodes on any machine.
+
+``constriction`` takes floats: to n symbols it gives ``1 + floor(share of 2**24 - n)`` counts, the floor being taken on
+cumulative sums. Handing it ``counts - 1``, integers that add up to 2**24 - n, makes the shares integers and the floor
+an identity, so that the counts come back unchanged.
+
+A stream is a whole number of 32-bit little-endian words: those of the range coder, then a CRC-32 of all symbols.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import erfc, sqrt
+
+import numpy as np
+from constriction import stream
+
+from bayesq.errors import BitstreamError, ModelError
+
+PRECISION = 24
+TOTAL = 1 << PRECISION
+MAX_ROWS = 1 << 16
+INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """T probability tables over the symbols −R…R and one escape, which stands for every other integer.
+
+    Attributes:
+        cdf: int32 (T, 2R+3); row t holds 0, then the cumulative counts of −R, …, R, escape, and ends with 2**24.
+
+    Raises:
+        ModelError: the counts are not those of T tables in which every symbol has at least one count.
+    """
+
+    cdf: np.ndarray
+
+    def __post_init__(self) -> None:
+        cdf = self.cdf
+        if cdf.dtype != np.int32 or cdf.ndim != 2 or cdf.shape[1] < 3 or cdf.shape[1] % 2 == 0:
+            raise ModelError(f"probability tables must be int32 (T, 2R+3), not {cdf.dtype} {cdf.shape}")
+        if not 1 <= len(cdf) <= MAX_ROWS:
+            raise ModelError(f"a model has 1 to {MAX_ROWS} probability tables, not {len(cdf)}")
+        if (cdf[:, 0] != 0).any() or (cdf[:, -1] != TOTAL).any() or (cdf[:, 1:] <= cdf[:, :-1]).any():
+            raise ModelError(f"probability tables must increase strictly from 0 to {TOTAL}")
+
+    @classmethod
+    def from_masses(cls, masses: np.ndarray) -> "Tables":
+        """Rounds probabilities to counts, each within 1 of its share and at least 1.
+
+        Args:
+            masses: float (T, 2R+2), non-negative, in the order −R, …, R, escape; each row is normalised.
+        """
+        masses = np.asarray(masses, dtype=np.float64)
+        if masses.ndim != 2 or not np.isfinite(masses).all() or (masses < 0).any() or (masses.sum(1) <= 0).any():
+            raise ModelError("probabilities must be finite, non-negative and not all zero")
+        rows, n = masses.shape
+        cumulative = np.cumsum(masses, axis=1)
+        cdf = np.zeros((rows, n + 1), dtype=np.int32)
+        cdf[:, 1:] = np.rint(cumulative / cumulative[:, -1:] * (TOTAL - n)) + np.arange(1, n + 1)
+        return cls(cdf)
+
+    @property
+    def radius(self) -> int:
+        """R, the largest magnitude that is coded without an escape."""
+        return (self.cdf.shape[1] - 3) // 2
+
+    def model(self, row: int) -> stream.model.Categorical:
+        """The range coder's model of one row: symbol k is category k + R, the escape is category 2R + 1."""
+        return _categorical(np.diff(self.cdf[row]))
+
+
+def gaussian_tables(scales: np.ndarray, radius: int) -> Tables:
+    """Tables of zero-mean Gaussians integrated over the unit cells [k − ½, k + ½].
+
+    The escape carries the mass outside ±(radius + ½). Runs when a model is exported; decoders read the stored counts.
+
+    Args:
+        scales: (T,) standard deviations in units of the quantisation step, all positive.
+        radius: R ≥ 0.
+
+    Raises:
+        ModelError: a scale is not positive and finite.
+    """
+    scales = np.asarray(scales, dtype=np.float64)
+    if scales.ndim != 1 or not np.isfinite(scales).all() or (scales <= 0).any():
+        raise ModelError("scales must be positive and finite")
+    tail = np.array([[0.5 * erfc((k + 0.5) / (s * sqrt(2))) for k in range(radius + 1)] for s in scales.tolist()])
+    side = tail[:, :-1] - tail[:, 1:]
+    return Tables.from_masses(np.hstack([side[:, ::-1], 1 - 2 * tail[:, :1], side, 2 * tail[:, -1:]]))
+
+
+class Encoder:
+    """Writes symbols to one stream; a `Decoder` asked for the same rows in the same order reads them back."""
+
+    def __init__(self) -> None:
+        self._coder = stream.queue.RangeEncoder()
+        self._crc = 0
+
+    def put(self, symbols: np.ndarray, rows: np.ndarray, tables: Tables) -> None:
+        """Codes each symbol with its row of the tables.
+
+        Args:
+            symbols: int32 (N,), any value; symbols beyond the radius cost an escape and an Elias-gamma code.
+            rows: integers (N,) in [0, T).
+            tables: the probabilities.
+        """
+        symbols = np.ascontiguousarray(np.asarray(symbols).astype(np.int32, casting="safe", copy=False))
+        rows = _checked_rows(rows, tables)
+        if symbols.shape != rows.shape:
+            raise ValueError(f"{symbols.shape} symbols need as many rows, not {rows.shape}")
+        radius, escape = tables.radius, 2 * tables.radius + 1
+        order = np.argsort(rows, kind="stable")
+        values = symbols[order]
+        escaped = (values < -radius) | (values > radius)
+        categories = np.where(escaped, escape, values + np.int32(radius)).astype(np.int32)
+        for row, span in _groups(rows):
+            self._coder.encode(categories[span], tables.model(row))
+        if escaped.any():
+            self._put_escapes(values[escaped].astype(np.int64), radius)
+        self._crc = _checksum(symbols, self._crc)
+
+    def _put_escapes(self, values: np.ndarray, radius: int) -> None:
+        excess = np.abs(values) - radius
+        widths = np.frexp(excess.astype(np.float64))[1] - 1
+        self._coder.encode((2 * widths + (values < 0)).astype(np.int32), _ESCAPE_HEAD)
+        for part, bits, shift in _binary_digits(widths):
+            digits = (excess[part] >> shift) & ((1 << bits) - 1)
+            self._coder.encode(digits.astype(np.int32), stream.model.Uniform(), (1 << bits).astype(np.int32))
+
+    def finish(self) -> bytes:
+        """The stream: a multiple of 4 bytes, at least 4."""
+        return self._coder.get_compressed().astype("<u4").tobytes() + self._crc.to_bytes(4, "little")
+
+
+class Decoder:
+    """Reads symbols from a stream written by `Encoder`.
+
+    From a damaged stream `get` returns some integers or raises; only `check` vouches for what was read.
+
+    Raises:
+        BitstreamError: the length cannot be that of a stream.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) < 4 or len(data) % 4:
+            raise BitstreamError(f"the coded symbols are cut off: {len(data)} bytes are no whole number of words")
+        self._coder = stream.queue.RangeDecoder(np.frombuffer(data[:-4], dtype="<u4").astype(np.uint32))
+        self._expected = int.from_bytes(data[-4:], "little")
+        self._crc = 0
+
+    def get(self, rows: np.ndarray, tables: Tables) -> np.ndarray:
+        """Reads one symbol for each row.
+
+        Args:
+            rows: integers (N,) in [0, T), as given to `Encoder.put`.
+            tables: the probabilities given to `Encoder.put`.
+
+        Returns:
+            int32 (N,)
+
+        Raises:
+            BitstreamError: no encoder can have written this.
+        """
+        rows = _checked_rows(rows, tables)
+        values = np.empty(len(rows), dtype=np.int32)
+        try:
+            for row, span in _groups(rows):
+                values[span] = self._coder.decode(tables.model(row), span.stop - span.start)
+            escaped = values == 2 * tables.radius + 1
+            values -= tables.radius
+            if escaped.any():
+                values[escaped] = self._get_escapes(int(escaped.sum()), tables.radius)
+        except AssertionError as error:  # how constriction reports invalid data
+            raise BitstreamError("the coded symbols are damaged") from error
+        symbols = np.empty_like(values)
+        symbols[np.argsort(rows, kind="stable")] = values
+        self._crc = _checksum(symbols, self._crc)
+        return symbols
+
+    def _get_escapes(self, count: int, radius: int) -> np.ndarray:
+        heads = self._coder.decode(_ESCAPE_HEAD, count).astype(np.int64)
+        widths = heads >> 1
+        excess = np.ones(count, dtype=np.int64)
+        for part, bits, _ in _binary_digits(widths):
+            digits = self._coder.decode(stream.model.Uniform(), (1 << bits).astype(np.int32))
+            excess[part] = (excess[part] << bits) | digits
+        values = np.where(heads & 1, -1, 1) * (excess + radius)
+        if (values < INT32_MIN).any() or (values > INT32_MAX).any():
+            raise BitstreamError("the coded symbols are damaged: one exceeds 32 bits")
+        return values
+
+    def check(self) -> None:
+        """Checks that all was read and that the symbols are those written.
+
+        Raises:
+            BitstreamError: data is left over, or the checksum of the symbols differs.
+        """
+        if self._crc != self._expected or not self._coder.maybe_exhausted():
+            raise BitstreamError("the coded symbols are damaged: their checksum differs")
+
+
+def _categorical(counts: np.ndarray) -> stream.model.Categorical:
+    return stream.model.Categorical((counts - 1).astype(np.float64), perfect=False)
+
+
+# Elias-gamma: the width of an excess of 2**width … 2**(width+1) − 1 and the sign, then `width` plain binary digits.
+_ESCAPE_HEAD = _categorical(np.array([1 << (22 - width) if width < 16 else 8 for width in range(32) for _ in "+-"]))
+
+
+def _binary_digits(widths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Cuts the digits in pieces of at most 16, highest first: (which numbers have them, how many, their place)."""
+    low = np.minimum(widths, 16)
+    for bits, shift in ((widths - low, low), (low, np.zeros_like(low))):
+        part = bits > 0
+        if part.any():
+            yield part, bits[part], shift[part]
+
+
+def _checked_rows(rows: np.ndarray, tables: Tables) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.ndim != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < len(tables.cdf)):
+        raise ValueError(f"rows must be a vector of integers in [0, {len(tables.cdf)})")
+    return rows.astype(np.uint16)  # two bytes, so that argsort(kind="stable") is a radix sort
+
+
+def _groups(rows: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """The rows in use, in increasing order, and where their symbols stand once sorted by row."""
+    counts = np.bincount(rows)
+    ends = np.cumsum(counts)
+    for row in np.flatnonzero(counts).tolist():
+        yield row, slice(int(ends[row] - counts[row]), int(ends[row]))
+
+
+def _checksum(symbols: np.ndarray, crc: int) -> int:
+    return zlib.crc32(symbols.astype("<i4", copy=False).tobytes(), crc)
