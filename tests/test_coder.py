@@ -38,7 +38,7 @@ def gaussian_symbols(n: int, scales: np.ndarray, seed: int = 0) -> tuple[np.ndar
 
 @pytest.mark.parametrize("name", TABLES)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_int32_comes_back(name, data):
     tables = TABLES[name]
     parts = []
@@ -77,7 +77,6 @@ def test_extreme_symbols_cost_little_more_than_their_digits(symbol, radius):
     counts=st.lists(st.integers(1, 1 << 20), min_size=2, max_size=30).filter(lambda c: len(c) % 2 == 0),
     data=st.data(),
 )
-@settings(deadline=None)
 def test_the_range_coder_sees_exactly_the_counts(counts, data):
     counts = np.array(counts)
     counts = np.maximum(1, counts * (TOTAL - len(counts)) // counts.sum())
@@ -130,7 +129,7 @@ def test_the_stream_does_not_drift():
 
 
 @given(data=st.binary(max_size=200), n=st.integers(0, 300), name=st.sampled_from(sorted(TABLES)))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_noise_is_read_as_integers_or_refused(data, n, name):
     tables = TABLES[name]
     try:

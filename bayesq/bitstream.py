@@ -1,0 +1,265 @@
+"""The ``.bq`` container: what a file holds, and nothing about how pictures are coded. Standard library only.
+
+All integers are unsigned and little-endian. A file is a head, then the bodies it announces, then nothing.
+
+====================  ==========  ======================================================================
+field                 bytes       meaning
+====================  ==========  ======================================================================
+magic                 4           89 42 51 0A ("\\x89BQ\\n")
+version               1           1
+mode                  1           0: grey, 1: RGB
+level                 1           quality level, 0 (smallest file) … 255 (best picture)
+chunk count           1           C
+model id              8           first 8 bytes of the SHA-256 of the weights file
+width, height         4 + 4       pixels, at least 1; width × height ≤ `MAX_PIXELS`
+tile width, height    4 + 4       pixels, at least 1 and at most the picture's; tiles on the right and
+                                  bottom edges are cut off by the picture's border; T ≤ `MAX_TILES` tiles
+tile directory        8 T         of each tile, row by row: length (4), CRC-32 of the payload (4)
+chunk directory       12 C        of each chunk: tag (4, printable ASCII), length (4), CRC-32 of the data (4)
+head CRC              4           CRC-32 of all the above
+tile payloads         Σ lengths   in the directory's order
+chunk data            Σ lengths   in the directory's order
+====================  ==========  ======================================================================
+
+CRC-32 is zlib's. The directory stands in front, so that a damaged payload cannot hide where the next one begins, and
+what a file is can be told without reading it all. Readers keep chunks with unknown tags and ignore them. The tags:
+
+========  =========================================================================================
+``ALPH``  alpha plane: zlib stream of height × width bytes, row by row
+``ICCP``  ICC profile
+``EXIF``  EXIF data as in a JPEG file, with its "Exif\\0\\0" prefix
+``XMP_``  XMP packet
+========  =========================================================================================
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import BinaryIO
+
+from bayesq.errors import BitstreamError
+
+MAGIC = b"\x89BQ\n"
+VERSION = 1
+MAX_PIXELS = 1 << 28
+MAX_TILES = 1 << 16
+ALPHA, ICC, EXIF, XMP = "ALPH", "ICCP", "EXIF", "XMP_"
+
+_FIXED = struct.Struct("<4s4B8s4I")
+_TILE = struct.Struct("<2I")
+_CHUNK = struct.Struct("<4s2I")
+_CRC = struct.Struct("<I")
+
+
+class Mode(IntEnum):
+    """What the tiles show; an alpha plane is a chunk beside either."""
+
+    GREY = 0
+    RGB = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a decoder must know before it reads a tile; the fields are those of the module's table.
+
+    Raises:
+        BitstreamError: a field is out of its range.
+    """
+
+    width: int
+    height: int
+    mode: Mode
+    level: int
+    model_id: bytes
+    tile_width: int
+    tile_height: int
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise BitstreamError(f"a picture of {self.width} × {self.height} pixels is impossible")
+        if self.width * self.height > MAX_PIXELS:
+            raise BitstreamError(f"{self.width} × {self.height} pixels exceed the limit of {MAX_PIXELS}")
+        if not (1 <= self.tile_width <= self.width and 1 <= self.tile_height <= self.height):
+            raise BitstreamError(
+                f"tiles of {self.tile_width} × {self.tile_height} do not fit {self.width} × {self.height} pixels"
+            )
+        if self.columns * self.rows > MAX_TILES:
+            raise BitstreamError(f"{self.columns * self.rows} tiles exceed the limit of {MAX_TILES}")
+        if not 0 <= self.level <= 255:
+            raise BitstreamError(f"quality level {self.level} is not in 0…255")
+        if len(self.model_id) != 8:
+            raise BitstreamError(f"a model id has 8 bytes, not {len(self.model_id)}")
+
+    @property
+    def columns(self) -> int:
+        """Number of tiles side by side."""
+        return -(-self.width // self.tile_width)
+
+    @property
+    def rows(self) -> int:
+        """Number of tiles on top of one another."""
+        return -(-self.height // self.tile_height)
+
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """Left, top, right and bottom of each tile, in pixels, row by row."""
+        return [
+            (x, y, min(x + self.tile_width, self.width), min(y + self.tile_height, self.height))
+            for y in range(0, self.height, self.tile_height)
+            for x in range(0, self.width, self.tile_width)
+        ]
+
+
+@dataclass(frozen=True)
+class File:
+    """A whole file: one payload a tile, in the order of `Header.boxes`, and the chunks by tag."""
+
+    header: Header
+    tiles: tuple[bytes, ...]
+    chunks: Mapping[str, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = self.header.columns * self.header.rows
+        if len(self.tiles) != expected:
+            raise BitstreamError(f"a grid of {expected} tiles cannot hold {len(self.tiles)} payloads")
+        if len(self.chunks) > 255:
+            raise BitstreamError(f"a file holds at most 255 chunks, not {len(self.chunks)}")
+        for tag in self.chunks:
+            _check_tag(tag)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the directories: the length in bytes and CRC-32 of a payload or chunk."""
+
+    length: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """All that stands before the payloads; ``size`` is its own length in bytes."""
+
+    header: Header
+    tiles: tuple[Entry, ...]
+    chunks: Mapping[str, Entry]
+    size: int
+
+
+def pack(file: File) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        BitstreamError: a payload or chunk is longer than its 32-bit length can say.
+    """
+    h = file.header
+    bodies = [*file.tiles, *file.chunks.values()]
+    if any(len(body) >> 32 for body in bodies):
+        raise BitstreamError("a payload exceeds 4 GiB")
+    fixed = (MAGIC, VERSION, h.mode, h.level, len(file.chunks), h.model_id)
+    head = _FIXED.pack(*fixed, h.width, h.height, h.tile_width, h.tile_height)
+    head += b"".join(_TILE.pack(len(tile), zlib.crc32(tile)) for tile in file.tiles)
+    head += b"".join(_CHUNK.pack(tag.encode(), len(data), zlib.crc32(data)) for tag, data in file.chunks.items())
+    return b"".join([head, _CRC.pack(zlib.crc32(head)), *bodies])
+
+
+def unpack(data: bytes) -> File:
+    """Reads and checks a whole file.
+
+    Raises:
+        BitstreamError: the data is anything else than what `pack` returns for some file.
+    """
+    head = read_head(io.BytesIO(data))
+    entries = {f"tile {n}": entry for n, entry in enumerate(head.tiles)}
+    entries |= {f"chunk {tag}": entry for tag, entry in head.chunks.items()}
+    missing = head.size + sum(entry.length for entry in entries.values()) - len(data)
+    if missing > 0:
+        raise BitstreamError(f"the file is cut off: {missing} bytes are missing")
+    if missing < 0:
+        raise BitstreamError(f"the file is damaged: {-missing} bytes follow its end")
+    bodies, start = [], head.size
+    for name, entry in entries.items():
+        body = data[start : start + entry.length]
+        start += entry.length
+        if zlib.crc32(body) != entry.crc:
+            raise BitstreamError(f"the file is damaged: wrong checksum of {name}")
+        bodies.append(body)
+    count = len(head.tiles)
+    return File(head.header, tuple(bodies[:count]), dict(zip(head.chunks, bodies[count:], strict=True)))
+
+
+def read_header(stream: BinaryIO) -> Header:
+    """Reads the head of a file, checks it, and returns what it says of the picture.
+
+    Raises:
+        BitstreamError: the head is not that of an intact file.
+    """
+    return read_head(stream).header
+
+
+def read_head(stream: BinaryIO) -> Head:
+    """Reads all that stands before the payloads, and not a byte more.
+
+    Raises:
+        BitstreamError: the stream does not begin with an intact head.
+    """
+    fixed = stream.read(_FIXED.size)
+    if not fixed:
+        raise BitstreamError("the file is empty")
+    if fixed[:4] != MAGIC[: len(fixed)]:
+        raise BitstreamError("not a .bq file")
+    if len(fixed) > 4 and fixed[4] > VERSION:
+        raise BitstreamError(f"format version {fixed[4]} needs a newer bayesq")
+    _check_length(fixed, _FIXED.size)
+    _, version, mode, level, chunk_count, model_id, width, height, tile_width, tile_height = _FIXED.unpack(fixed)
+    if version != VERSION or mode not in (Mode.GREY, Mode.RGB):
+        raise BitstreamError(f"the file is damaged: version {version} and mode {mode} do not exist")
+    header = Header(width, height, Mode(mode), level, model_id, tile_width, tile_height)
+
+    tiles_size = header.columns * header.rows * _TILE.size
+    size = tiles_size + chunk_count * _CHUNK.size
+    directory = stream.read(size + _CRC.size)
+    _check_length(directory, size + _CRC.size)
+    if zlib.crc32(fixed + directory[:size]) != _CRC.unpack_from(directory, size)[0]:
+        raise BitstreamError("the file is damaged: wrong checksum of the header")
+    tiles = tuple(Entry(*line) for line in _TILE.iter_unpack(directory[:tiles_size]))
+    chunks = {
+        _check_tag(tag.decode("latin-1")): Entry(*line) for tag, *line in _CHUNK.iter_unpack(directory[tiles_size:size])
+    }
+    if len(chunks) < chunk_count:
+        raise BitstreamError("the file is damaged: two chunks have the same tag")
+    return Head(header, tiles, chunks, _FIXED.size + len(directory))
+
+
+def pack_plane(samples: bytes) -> bytes:
+    """Compresses an 8-bit plane, as the alpha chunk holds it."""
+    return zlib.compress(samples, 9)
+
+
+def unpack_plane(data: bytes, width: int, height: int) -> bytes:
+    """The height × width samples of a compressed plane; never makes more than one sample too many.
+
+    Raises:
+        BitstreamError: the data is not a compressed plane of that size.
+    """
+    inflate = zlib.decompressobj()
+    try:
+        samples = inflate.decompress(data, width * height + 1)
+    except zlib.error as error:
+        raise BitstreamError(f"the alpha plane is damaged ({error})") from error
+    if len(samples) != width * height or not inflate.eof or inflate.unused_data:
+        raise BitstreamError(f"the alpha plane does not hold {width} × {height} samples")
+    return samples
+
+
+def _check_length(data: bytes, size: int) -> None:
+    if len(data) < size:
+        raise BitstreamError("the file is cut off in its header")
+
+
+def _check_tag(tag: str) -> str:
+    if len(tag) != 4 or not all("!" <= character <= "~" for character in tag):
+        raise BitstreamError("a chunk's tag must be 4 printable ASCII characters")
+    return tag
