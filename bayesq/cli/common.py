@@ -1,0 +1,97 @@
+"""What the commands share: options, pipes, atomic output, error messages that name their file."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bayesq.errors import BayesqError
+
+PIPE = "-"
+
+
+def add_talk_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``-v`` and ``--quiet``."""
+    talk = parser.add_mutually_exclusive_group()
+    talk.add_argument("-v", "--verbose", action="count", default=0, help="tell more; -vv: debug, with tracebacks")
+    talk.add_argument("--quiet", action="store_true", help="tell nothing but errors")
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--no-overwrite``."""
+    parser.add_argument("--no-overwrite", action="store_true", help="fail if the output exists")
+
+
+def say(args: argparse.Namespace, text: str) -> None:
+    """Tells the person at the terminal, on stderr, unless asked to be quiet."""
+    if not args.quiet:
+        print(text, file=sys.stderr)
+
+
+def start_logging(args: argparse.Namespace) -> None:
+    """Shows the library's log on stderr as far as ``-v`` asks for it."""
+    level = logging.ERROR if args.quiet else [logging.WARNING, logging.INFO, logging.DEBUG][min(args.verbose, 2)]
+    logging.basicConfig(stream=sys.stderr, format="bayesq: %(message)s")
+    logging.getLogger("bayesq").setLevel(level)
+
+
+def quality(text: str) -> float:
+    """Argument type: a quality, 0 (smallest file) to 100 (best picture)."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
+    return value
+
+
+def positive(text: str) -> int:
+    """Argument type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def beside(source: str, suffix: str) -> str:
+    """The default output: ``source`` with another suffix, a pipe for a pipe."""
+    return PIPE if source == PIPE else str(Path(source).with_suffix(suffix))
+
+
+@contextmanager
+def about(path: str) -> Iterator[None]:
+    """Puts the file's name before the message of an error raised inside."""
+    try:
+        yield
+    except BayesqError as error:
+        name = "standard input" if path == PIPE else path
+        raise type(error)(f"{name}: {error}") from error
+
+
+def read(path: str) -> bytes:
+    """The whole file, or standard input for ``-``."""
+    return sys.stdin.buffer.read() if path == PIPE else Path(path).read_bytes()
+
+
+def check_free(path: str, args: argparse.Namespace) -> None:
+    """Fails early where ``--no-overwrite`` forbids to write ``path``."""
+    if args.no_overwrite and path != PIPE and Path(path).exists():
+        raise BayesqError(f"{path}: exists, and --no-overwrite was given")
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes a whole file under a temporary name and renames it, or writes to standard output for ``-``."""
+    if path == PIPE:
+        sys.stdout.buffer.write(data)
+        return
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
