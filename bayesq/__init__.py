@@ -11,7 +11,6 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Cell": "cells",
-    "Codebook": "quantizers",
     "Codec": "codec",
     "Lattice": "quantizers",
     "Levels": "quantizers",
