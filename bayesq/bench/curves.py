@@ -59,7 +59,7 @@ def read_curves(path: str | Path, patterns: Sequence[str] = ("*",)) -> list[Curv
         for curve in curves:
             if curve.bpp.shape != curve.psnr.shape or curve.bpp.ndim != 1:
                 raise ValueError(f"curve {curve.name!r} has not one PSNR a rate")
-    except (ValueError, TypeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BayesqError(f"{path}: not a file of rate-distortion curves ({error})") from error
     return [curve for curve in curves if any(fnmatchcase(curve.name, pattern) for pattern in patterns)]
 

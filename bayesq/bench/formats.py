@@ -64,7 +64,7 @@ class Bayesq:
     def encode(self, image: Image.Image, quality: float) -> bytes:
         from bayesq import files
 
-        return files.encode(image, quality, self.codec)
+        return files.encode(image, self.codec, quality)
 
     def decode(self, data: bytes) -> Image.Image:
         from bayesq import files

@@ -1,8 +1,8 @@
 """What the commands share: options, pipes, atomic output, error messages that name their file."""
 
 import argparse
+import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,8 @@ def add_talk_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--no-overwrite``."""
+    """Adds ``--no-overwrite`` and ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print a JSON summary")
     parser.add_argument("--no-overwrite", action="store_true", help="fail if the output exists")
 
 
@@ -54,6 +55,14 @@ def positive(text: str) -> int:
     return value
 
 
+def several(text: str) -> int:
+    """Argument type: an integer of at least 2."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
+    return value
+
+
 def beside(source: str, suffix: str) -> str:
     """The default output: ``source`` with another suffix, a pipe for a pipe."""
     return PIPE if source == PIPE else str(Path(source).with_suffix(suffix))
@@ -74,24 +83,25 @@ def read(path: str) -> bytes:
     return sys.stdin.buffer.read() if path == PIPE else Path(path).read_bytes()
 
 
-def check_free(path: str, args: argparse.Namespace) -> None:
-    """Fails early where ``--no-overwrite`` forbids to write ``path``."""
-    if args.no_overwrite and path != PIPE and Path(path).exists():
-        raise BayesqError(f"{path}: exists, and --no-overwrite was given")
+def check_outputs(args: argparse.Namespace, *paths: str) -> None:
+    """Fails, before any work is done, where outputs would mix on standard output or overwrite what they must not."""
+    if (args.json, *(path == PIPE for path in paths)).count(True) > 1:
+        raise BayesqError("only one output can go to standard output, and --json is one")
+    for path in paths:
+        if args.no_overwrite and path != PIPE and Path(path).exists():
+            raise BayesqError(f"{path}: exists, and --no-overwrite was given")
 
 
 def write(path: str, data: bytes) -> None:
-    """Writes a whole file under a temporary name and renames it, or writes to standard output for ``-``."""
+    """Writes a whole file at once or not at all, or writes to standard output for ``-``."""
     if path == PIPE:
         sys.stdout.buffer.write(data)
-        return
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        target.write_bytes(data)
-        return
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    else:
+        from bayesq.io import atomic_write
+
+        atomic_write(path, data)
+
+
+def print_json(value: object) -> None:
+    """Prints JSON for other programs on standard output."""
+    print(json.dumps(value, indent=1))

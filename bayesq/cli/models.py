@@ -1,7 +1,6 @@
 """``bayesq models``: the models at hand."""
 
 import argparse
-import json
 from dataclasses import asdict
 
 from bayesq.cli import common
@@ -19,7 +18,7 @@ def run(args: argparse.Namespace) -> int:
 
     entries = zoo.manifest()
     if args.json:
-        print(json.dumps([asdict(entry) for entry in entries], indent=1))
+        common.print_json([asdict(entry) for entry in entries])
         return 0
     if not entries:
         common.say(args, "no models at hand")
