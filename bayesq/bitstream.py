@@ -27,7 +27,7 @@ what a file is can be told without reading it all. Readers keep chunks with unkn
 ========  =========================================================================================
 ``ALPH``  alpha plane: zlib stream of height × width bytes, row by row
 ``ICCP``  ICC profile
-``EXIF``  EXIF data as in a JPEG file, with its "Exif\\0\\0" prefix
+``EXIF``  EXIF data: a TIFF structure, without the "Exif\\0\\0" of JPEG files
 ``XMP_``  XMP packet
 ========  =========================================================================================
 """

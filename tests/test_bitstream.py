@@ -29,7 +29,7 @@ SMALL = File(Header(3, 2, Mode.GREY, 128, ID, 3, 2), (b"payload",))
 RICH = File(
     Header(5, 4, Mode.RGB, 255, ID[::-1], 3, 2),
     (b"first", b"", b"third", b"\0" * 9),
-    {"ALPH": b"alpha plane", "EXIF": b"Exif\0\0", "zzz9": b""},
+    {"ALPH": b"alpha plane", "EXIF": b"MM\0*", "zzz9": b""},
 )
 FILES = {"grey": SMALL, "grid": RICH}
 TAGS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=4, max_size=4)

@@ -1,0 +1,152 @@
+"""Pictures in and out: files, pipes, Pillow images, tensors.
+
+Pixels are taken as stored and the EXIF orientation is kept beside them (Pillow itself turns TIFF pictures upright).
+A path of ``"-"`` means standard input or standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from bayesq.errors import BayesqError, ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PIPE = "-"
+# Decoded pictures should not be compressed with loss a second time, or as little as the format can.
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 95},
+}
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Reads a picture, the first frame if there are several, in any format that Pillow reads.
+
+    Raises:
+        ImageError: there is no such file, it is no picture, or it is damaged or has more than 8 bits a sample.
+    """
+    name = "standard input" if str(path) == PIPE else str(path)
+    try:
+        data = sys.stdin.buffer.read() if str(path) == PIPE else Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{name}: {error.strerror}") from error
+    try:
+        image = Image.open(BytesIO(data))
+        deep = any(_is_deep(str(tile[3])) for tile in image.tile)
+        image.load()
+    except Exception as error:  # Pillow's format plugins raise nearly anything on damaged data
+        reason = "not a picture that Pillow can open" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ImageError(" ".join(f"{name}: {reason}".split())) from error
+    if deep:
+        raise ImageError(f"{name}: has 16 bits a sample, and only 8 are coded; convert it first")
+    return image
+
+
+def write_image(image: Image.Image, path: str | Path) -> None:
+    """Writes a picture with its ICC profile, EXIF and XMP in the format of the path's extension, PNG on a pipe.
+
+    The file appears at once and whole, or not at all.
+
+    Raises:
+        ImageError: the extension is unknown, or its format cannot hold this kind of picture.
+        BayesqError: the file cannot be written.
+    """
+    suffix = ".png" if str(path) == PIPE else Path(path).suffix.lower()
+    form = Image.registered_extensions().get(suffix, "")
+    if form not in Image.SAVE:
+        raise ImageError(f"{path}: no picture format is called {suffix!r}")
+    options = _SAVE_OPTIONS.get(form, {}) | {
+        key: image.info[key] for key in ("icc_profile", "exif", "xmp") if image.info.get(key)
+    }
+    if form == "PNG" and "xmp" in options:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", options["xmp"].decode("utf-8", "replace"))
+    buffer = BytesIO()
+    try:
+        image.save(buffer, form, **options)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: {error}") from error
+    if str(path) == PIPE:
+        sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.flush()
+    else:
+        atomic_write(path, buffer.getvalue())
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Writes a file beside its place and renames it, so that no one ever sees half of it.
+
+    A device or pipe (``/dev/stdout``) is written directly; a symbolic link stays one.
+
+    Raises:
+        BayesqError: the file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+            return
+        try:
+            scratch.write_bytes(data)
+            scratch.replace(target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise BayesqError(f"{path}: {error.strerror}") from error
+
+
+def normalized(image: Image.Image) -> Image.Image:
+    """The picture in one of the modes L, LA, RGB and RGBA, whichever holds it.
+
+    Palettes, CMYK and other colour spaces become RGB, bilevel pictures L, a transparent colour an alpha plane.
+
+    Raises:
+        ImageError: the picture has more than 8 bits a sample, or no pixels.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ImageError(f"the picture has more than 8 bits a sample (mode {image.mode}), and only 8 are coded")
+    if not image.width or not image.height:
+        raise ImageError("the picture has no pixels")
+    colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    return image.convert(colours + ("A" if image.has_transparency_data else ""))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """The colours of a picture, without its alpha: float32 (1, 3, H, W) in [0, 1].
+
+    Raises:
+        ImageError: the picture has more than 8 bits a sample, or no pixels.
+    """
+    import torch
+
+    samples = np.array(normalized(image).convert("RGB"))
+    return torch.from_numpy(samples).permute(2, 0, 1)[None].to(torch.float32) / 255
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """The nearest 8-bit picture; values outside [0, 1] are clamped.
+
+    Args:
+        x: (1, 3, H, W), or (1, 1, H, W) for a grey picture.
+    """
+    import torch
+
+    samples = (x.detach() * 255).round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
+
+
+def _is_deep(raw_mode: str) -> bool:
+    """Whether Pillow's name of a file's sample layout says 16 bits a sample (``BGR;16`` is 16 bits a pixel)."""
+    return ";16" in raw_mode and not raw_mode.startswith("BGR")

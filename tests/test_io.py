@@ -1,0 +1,214 @@
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bayesq.errors import BayesqError, ImageError
+from bayesq.io import atomic_write, normalized, read_image, to_image, to_tensor, write_image
+
+GENERATOR = np.random.default_rng(0)
+MODES = {
+    "1": "L",
+    "L": "L",
+    "LA": "LA",
+    "La": "LA",
+    "P": "RGB",
+    "PA": "RGBA",
+    "RGB": "RGB",
+    "RGBA": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+}
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+METADATA = {"icc_profile": b"profile" * 20, "exif": EXIF.tobytes(), "xmp": b"<x:xmpmeta/>"}
+
+
+def noise(mode: str, width: int = 5, height: int = 4) -> Image.Image:
+    """A picture of random samples."""
+    if mode in ("P", "PA", "1"):
+        return noise("RGB" if mode == "P" else "LA" if mode == "PA" else "L", width, height).convert(mode)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    samples = GENERATOR.integers(0, 256, width * height * bands, dtype=np.uint8)
+    return Image.frombytes(mode, (width, height), samples.tobytes())
+
+
+def saved(image: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png_of_16_bit_colours() -> bytes:
+    def chunk(tag: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
+    head = struct.pack(">2I5B", 2, 1, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(13))) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1, 1), (5, 4)])
+def test_modes_become_four(mode, size):
+    image = noise(mode, *size)
+    result = normalized(image)
+    assert (result.mode, result.size) == (MODES[mode], size)
+    if mode == result.mode:
+        assert result.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_transparent_colour_becomes_alpha(mode):
+    image = Image.new(mode, (2, 1))
+    image.info["transparency"] = (0, 0, 0) if mode == "RGB" else 0
+    assert list(normalized(image).getchannel("A").tobytes()) == [0, 0]
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16", "I;16B"])
+def test_deep_pictures_are_refused(mode):
+    with pytest.raises(ImageError, match="8 bits"):
+        normalized(Image.new(mode, (2, 2)))
+    with pytest.raises(ImageError, match="8 bits"):
+        to_tensor(Image.new(mode, (2, 2)))
+
+
+def test_a_file_of_16_bit_colours_is_refused(tmp_path):
+    (tmp_path / "deep.png").write_bytes(png_of_16_bit_colours())
+    with pytest.raises(ImageError, match=r"deep\.png: has 16 bits"):
+        read_image(tmp_path / "deep.png")
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ImageError, match="no pixels"):
+        normalized(Image.new("RGB", (0, 3)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 4)])
+def test_tensors_come_back(mode, size):
+    image = noise(mode, *size)
+    x = to_tensor(image)
+    assert x.shape == (1, 3, size[1], size[0]) and x.dtype == torch.float32
+    assert x.min() >= 0 and x.max() <= 1
+    assert to_image(x).tobytes() == normalized(image).convert("RGB").tobytes()
+
+
+def test_tensors_are_rounded_and_clamped():
+    x = torch.tensor([-1.0, 0.4 / 255, 0.6 / 255, 254.6 / 255, 2.0]).reshape(1, 1, 1, 5)
+    assert list(to_image(x).tobytes()) == [0, 0, 1, 255, 255]
+    assert to_image(x).mode == "L"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".webp", ".bmp", ".ppm"])
+def test_lossless_formats_give_the_pixels_back(tmp_path, suffix):
+    image = noise("RGB", 9, 7)
+    path = tmp_path / f"picture{suffix}"
+    write_image(image, path)
+    assert read_image(path).convert("RGB").tobytes() == image.tobytes()
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_metadata_goes_along_and_is_not_applied(tmp_path, suffix):
+    image = noise("RGB", 9, 7)
+    image.info |= METADATA
+    write_image(image, tmp_path / f"picture{suffix}")
+    result = read_image(tmp_path / f"picture{suffix}")
+    assert result.size == (9, 7)
+    assert result.info["icc_profile"] == METADATA["icc_profile"]
+    assert result.getexif()[0x0112] == 6
+    assert (result.info.get("xmp") or result.info["XML:com.adobe.xmp"].encode()) == METADATA["xmp"]
+
+
+def test_the_first_frame_is_read(tmp_path):
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert normalized(read_image(tmp_path / "a.gif")).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"text", saved(noise("RGB", 50, 50), "PNG")[:-3000], saved(noise("L"), "PNG")[:40]]
+)
+def test_unreadable_files_are_named(tmp_path, data):
+    path = tmp_path / "broken.png"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=r"broken\.png: ") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_pictures_raise_nothing_else(tmp_path):
+    image = noise("RGB", 8, 8)
+    for form in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
+        data = saved(image, form)
+        for position in range(0, len(data), max(1, len(data) // 25)):
+            damaged = bytearray(data)
+            damaged[position] ^= 0xFF
+            (tmp_path / "damaged").write_bytes(damaged)
+            try:
+                read_image(tmp_path / "damaged")
+            except ImageError as error:
+                assert "\n" not in str(error)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere\.png: No such file"):
+        read_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.xyz", "picture.pdq"])
+def test_unknown_formats_are_refused(tmp_path, name):
+    with pytest.raises(ImageError, match="format"):
+        write_image(noise("RGB"), tmp_path / name)
+
+
+def test_a_format_that_cannot_hold_the_picture_is_refused(tmp_path):
+    with pytest.raises(ImageError, match=r"a\.jpg: .*RGBA"):
+        write_image(noise("RGBA"), tmp_path / "a.jpg")
+    assert os.listdir(tmp_path) == []
+
+
+class Pipe:
+    def __init__(self, data: bytes = b"") -> None:
+        self.buffer = io.BytesIO(data)
+
+
+def test_pipes(monkeypatch):
+    image, output = noise("RGBA"), Pipe()
+    monkeypatch.setattr("sys.stdout", output)
+    write_image(image, "-")
+    monkeypatch.setattr("sys.stdin", Pipe(output.buffer.getvalue()))
+    assert read_image("-").tobytes() == image.tobytes()
+    with pytest.raises(ImageError, match="standard input: not a picture"):
+        read_image("-")
+
+
+def test_atomic_write_replaces_whole_files(tmp_path):
+    target, link = tmp_path / "a.bin", tmp_path / "link"
+    atomic_write(target, b"old")
+    link.symlink_to(target)
+    atomic_write(link, b"new")
+    assert target.read_bytes() == b"new" and link.is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["a.bin", "link"]
+
+
+def test_atomic_write_leaves_devices_alone():
+    atomic_write(os.devnull, b"data")
+    assert not os.path.isfile(os.devnull)
+
+
+def test_atomic_write_leaves_nothing_on_failure(tmp_path):
+    with pytest.raises(BayesqError, match="missing"):
+        atomic_write(tmp_path / "missing" / "a.bin", b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BayesqError, match="folder"):
+        atomic_write(tmp_path / "folder", b"")
+    assert os.listdir(tmp_path) == ["folder"]
