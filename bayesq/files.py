@@ -15,7 +15,7 @@ from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.io import normalized, to_image, to_tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 _EXIF_PREFIX = b"Exif\0\0"
 
@@ -32,6 +32,15 @@ class TileCodec(Protocol):
 
     def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
         """The coded picture, (1, 3, height, width) in [0, 1]."""
+
+
+class SamplingCodec(TileCodec, Protocol):
+    """A codec that can also draw from the cells of a payload."""
+
+    def sample_decode(
+        self, payload: bytes, height: int, width: int, level: int, n: int, generator: Generator
+    ) -> Tensor:
+        """Draws of the coded picture, (n, 1, 3, height, width) in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +117,45 @@ def decode(data: bytes, codec: TileCodec | None = None) -> Image.Image:
         from bayesq import zoo
 
         codec = zoo.load(zoo.find(header.model_id))
-    if codec.model_id != header.model_id:
-        raise ModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
+    _check_model(header, codec)
     picture = Image.new(_colours(header), (header.width, header.height))
     for (left, top, right, bottom), payload in zip(header.boxes(), file.tiles, strict=True):
         x = codec.decompress(payload, bottom - top, right - left, header.level)
-        picture.paste(to_image(x.mean(1, keepdim=True) if header.mode == Mode.GREY else x), (left, top))
+        picture.paste(to_image(_in_mode(x, header)), (left, top))
     if samples is not None:
         picture.putalpha(Image.frombytes("L", picture.size, samples))
     for tag, key, prefix in ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b"")):
         if tag in file.chunks:
             picture.info[key] = prefix + file.chunks[tag]
     return picture
+
+
+def deviation(data: bytes, codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
+    """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
+
+    Args:
+        data: the whole file.
+        codec: the model that wrote it.
+        samples: number of draws, at least 2.
+        generator: source of the randomness.
+
+    Returns:
+        (1, 3, H, W), or (1, 1, H, W) of a grey picture; in units of images in [0, 1].
+
+    Raises:
+        BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
+        ModelError: the file needs another model.
+    """
+    import torch
+
+    file = bitstream.unpack(data)
+    header = file.header
+    _check_model(header, codec)
+    result = torch.empty(1, len(_colours(header)), header.height, header.width)
+    for (left, top, right, bottom), payload in zip(header.boxes(), file.tiles, strict=True):
+        draws = codec.sample_decode(payload, bottom - top, right - left, header.level, samples, generator)
+        result[..., top:bottom, left:right] = _in_mode(draws, header).std(0)
+    return result
 
 
 def describe(data: bytes) -> Description:
@@ -149,6 +185,15 @@ def describe(data: bytes) -> Description:
         chunks={tag: entry.length for tag, entry in head.chunks.items()},
         intact=intact,
     )
+
+
+def _check_model(header: Header, codec: TileCodec) -> None:
+    if codec.model_id != header.model_id:
+        raise ModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
+
+
+def _in_mode(x: Tensor, header: Header) -> Tensor:
+    return x.mean(-3, keepdim=True) if header.mode == Mode.GREY else x
 
 
 def _colours(header: Header) -> str:

@@ -37,6 +37,12 @@ class ZlibCodec:
         samples = np.frombuffer(zlib.decompress(payload), np.uint8).reshape(1, 3, height, width)
         return torch.from_numpy(samples.astype(np.float32)) * self.step(level) / 255
 
+    def sample_decode(
+        self, payload: bytes, height: int, width: int, level: int, n: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        centre = self.decompress(payload, height, width, level)
+        return centre + (torch.rand(n, *centre.shape, generator=generator) - 0.5) * self.step(level) / 255
+
 
 CODEC = ZlibCodec()
 
@@ -200,6 +206,15 @@ def test_a_description_says_what_the_file_holds():
     }
     assert set(description.chunks) == {"ICCP", "EXIF", "XMP_", "ALPH"}
     assert description.chunks["ICCP"] == len(METADATA["icc_profile"])
+
+
+@pytest.mark.parametrize(("mode", "channels", "averaged"), [("L", 1, 3), ("RGBA", 3, 1)])
+def test_the_deviation_is_that_of_the_cells(mode, channels, averaged):
+    data = files.encode(noise(mode, 13, 7), CODEC, 0)
+    deviation = files.deviation(data, CODEC, 2000, torch.Generator().manual_seed(0))
+    assert deviation.shape == (1, channels, 7, 13)
+    cell = CODEC.step(0) / 255
+    torch.testing.assert_close(deviation, torch.full_like(deviation, cell / (12 * averaged) ** 0.5), rtol=0.1, atol=0)
 
 
 def test_describing_needs_no_torch():
