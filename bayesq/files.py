@@ -140,7 +140,7 @@ def deviation(data: bytes, codec: SamplingCodec, samples: int, generator: Genera
         generator: source of the randomness.
 
     Returns:
-        (1, 3, H, W), or (1, 1, H, W) of a grey picture; in units of images in [0, 1].
+        (1, 1, H, W), the root mean square over the colours, in units of images in [0, 1].
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
@@ -151,10 +151,10 @@ def deviation(data: bytes, codec: SamplingCodec, samples: int, generator: Genera
     file = bitstream.unpack(data)
     header = file.header
     _check_model(header, codec)
-    result = torch.empty(1, len(_colours(header)), header.height, header.width)
+    result = torch.empty(1, 1, header.height, header.width)
     for (left, top, right, bottom), payload in zip(header.boxes(), file.tiles, strict=True):
         draws = codec.sample_decode(payload, bottom - top, right - left, header.level, samples, generator)
-        result[..., top:bottom, left:right] = _in_mode(draws, header).std(0)
+        result[..., top:bottom, left:right] = _in_mode(draws, header).var(0).mean(1, keepdim=True).sqrt()
     return result
 
 
