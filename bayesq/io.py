@@ -12,7 +12,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -129,6 +128,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     Raises:
         ImageError: the picture has more than 8 bits a sample, or no pixels.
     """
+    import numpy as np
     import torch
 
     samples = np.array(normalized(image).convert("RGB"))

@@ -9,7 +9,7 @@ import pytest
 import bayesq
 from bayesq.resources import data_dir, models_dir
 
-HEAVY = {"torch", "deepinv", "compressai", "pyro", "matplotlib", "skimage", "scipy"}
+HEAVY = {"torch", "numpy", "deepinv", "compressai", "pyro", "matplotlib", "skimage", "scipy"}
 
 
 def loaded_by(statement: str) -> set[str]:
