@@ -1,0 +1,136 @@
+"""The rate-distortion benchmark counts what is in the files and compares curves as published."""
+
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.fft import dctn, idctn
+
+from bayesq import bench
+from bayesq.bench import codec
+from bayesq.bench.curves import Curve, bd_rate, draw, read_curves
+from bayesq.bench.formats import PILLOW, Bayesq
+from bayesq.cli import main
+from bayesq.errors import BayesqError, ImageError
+from bayesq.resources import data_dir
+
+
+class Dct:
+    """The least of transform codecs: a rounded DCT of the whole picture, deflated."""
+
+    name = "dct"
+    model_id = bytes(8)
+
+    def compress(self, x, level):
+        codes = np.round(dctn(x[0].numpy(), axes=(1, 2), norm="ortho") / self.step(level))
+        return zlib.compress(codes.astype("<i2").tobytes(), 9)
+
+    def decompress(self, payload, height, width, level):
+        codes = np.frombuffer(zlib.decompress(payload), "<i2").reshape(3, height, width)
+        x = idctn(codes * self.step(level), axes=(1, 2), norm="ortho")
+        return torch.from_numpy(x.astype(np.float32))[None].clamp(0, 1)
+
+    @staticmethod
+    def step(level):
+        return 0.8 * 2 ** (-level / 50)
+
+
+DCT = Bayesq(Dct())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two small pictures of which one is grey."""
+    folder = tmp_path_factory.mktemp("pictures")
+    with Image.open(data_dir() / "coffee.png") as image:
+        image.crop((0, 0, 192, 176)).save(folder / "a.png")
+    with Image.open(data_dir() / "chelsea.png") as image:
+        image.crop((100, 0, 276, 176)).convert("L").save(folder / "b.png")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.mark.parametrize("form", [DCT, *PILLOW.values()], ids=lambda form: form.name)
+def test_curve_rises(form, folder):
+    curve = codec.measure(form, bench.pictures(folder), form.qualities[:: len(form.qualities) // 2])
+    assert list(curve.results) == codec.KEYS
+    for key in ["bpp", "psnr-rgb", "ms-ssim-rgb"]:
+        assert (np.diff(curve.results[key]) > 0).all()
+    assert min(curve.results["encoding_time"] + curve.results["decoding_time"]) > 0
+
+
+def test_rate_is_that_of_the_files(folder):
+    paths = bench.pictures(folder)
+    curve = codec.measure(DCT, paths, [30])
+    rates = []
+    for path in paths:
+        with Image.open(path) as image:
+            rates.append(8 * len(DCT.encode(image.convert("RGB"), 30)) / (image.width * image.height))
+    assert curve.results["bpp"] == pytest.approx([np.mean(rates)])
+
+
+def test_pictures(folder, tmp_path):
+    assert [path.name for path in bench.pictures(folder)] == ["a.png", "b.png"]
+    assert [path.name for path in bench.pictures(folder, 1)] == ["a.png"]
+    with pytest.raises(ImageError, match="no pictures here"):
+        bench.pictures(tmp_path)
+
+
+def line(name, bpp, offset=0.0):
+    """A curve of 6 dB a bit, shifted."""
+    return Curve(name, "made up", {"bpp": list(bpp), "psnr-rgb": [30 + offset + 6 * np.log2(b) for b in bpp]})
+
+
+@pytest.mark.parametrize("saving", [0.1, 0.5, -0.2])
+def test_bd_rate_of_a_known_saving(saving):
+    anchor, curve = line("anchor", [2, 1, 0.5, 0.25]), line("curve", [0.3, 0.6, 1.2], -6 * np.log2(1 - saving))
+    assert bd_rate(anchor, curve) == pytest.approx(-100 * saving, abs=0.5)
+
+
+def test_bd_rate_without_overlap():
+    assert np.isnan(bd_rate(line("anchor", [0.1, 0.2]), line("curve", [1, 2])))
+    assert np.isnan(bd_rate(line("anchor", [0.1, 0.2]), line("curve", [0.15])))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"curves": {"x": {"bpp": [1]}}}', '{"source": "s", "curves": [1]}'])
+def test_unreadable_curves(text, tmp_path):
+    (tmp_path / "curves.json").write_text(text)
+    with pytest.raises(BayesqError, match="not a file of rate-distortion curves"):
+        read_curves(tmp_path / "curves.json")
+
+
+def test_table_is_aligned():
+    lines = bench.table(["name", "x"], [["a", "1"], ["long name", "22"]]).splitlines()
+    assert lines == ["| name      |  x |", "| --------- | -: |", "| a         |  1 |", "| long name | 22 |"]
+
+
+def test_plot(tmp_path):
+    target = tmp_path / "plot.png"
+    draw(target, line("ours", [0.2, 2]), [line("jpeg", [0.5, 3], -4)], [line("vtm", [0.3, 1], 2)], "title")
+    with Image.open(target) as image:
+        assert image.size == (1200, 780)
+
+
+def test_command(folder, tmp_path, capsys):
+    published, output, plot = tmp_path / "curves.json", tmp_path / "out.json", tmp_path / "plot.png"
+    curves = {name: line(name, [0.1, 1, 3]).results for name in ["vtm", "bpg", "other"]}
+    published.write_text(json.dumps({"source": "made up", "curves": curves}))
+    argv = ["bench", "codec", str(folder), "-q", "20,60,90", "--codecs", "webp,jpeg", "--limit", "1"]
+    assert main([*argv, "--against", str(published), "--curves", "vtm,b*", "-o", str(output), "--plot", str(plot)]) == 0
+    captured = capsys.readouterr()
+    assert "means over 1 picture of" in captured.err
+    rows = [row.split("|")[1].strip() for row in captured.out.splitlines() if row]
+    assert rows == ["quality", "-------", "20", "60", "90", "webp against", "------------", "jpeg", "vtm", "bpg"]
+    content = json.loads(output.read_text())
+    assert set(content) == {"name", "description", "results", "rivals"}
+    assert all(len(values) == 3 for values in content["results"].values())
+    assert [curve.name for curve in read_curves(output)] == ["webp", "jpeg"]
+    assert plot.stat().st_size > 0
+
+
+def test_command_does_not_know_the_codec(folder, capsys):
+    assert main(["bench", "codec", str(folder), "--codecs", "nonsense"]) == 1
+    assert capsys.readouterr().err.startswith("bayesq: error: no codec called nonsense; there are bayesq, jpeg")
