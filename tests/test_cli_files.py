@@ -148,13 +148,15 @@ def test_json_and_data_do_not_mix(photo, capsys):
     assert "only one output can go to standard output" in capsys.readouterr().err
 
 
-def test_pipes(photo, model):
-    command = [sys.executable, "-m", "bayesq"]
-    coded = subprocess.run([*command, "encode", "-", "-m", model], input=photo.read_bytes(), capture_output=True)
-    assert (coded.returncode, files.describe(coded.stdout).width) == (0, 40)
-    back = subprocess.run([*command, "decode", "-", "-m", model], input=coded.stdout, capture_output=True)
-    assert back.returncode == 0
-    with Image.open(io.BytesIO(back.stdout)) as image:
+def test_pipes(photo, model, monkeypatch, capsysbinary):
+    def pipe(command, data):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert main([command, "-", "-m", model]) == 0
+        return capsysbinary.readouterr().out
+
+    coded = pipe("encode", photo.read_bytes())
+    assert files.describe(coded).width == 40
+    with Image.open(io.BytesIO(pipe("decode", coded))) as image:
         assert (image.format, image.size) == ("PNG", (40, 30))
 
 
