@@ -203,7 +203,7 @@ def test_kernel_files_hold_the_kernel(tmp_path):
     [
         *["gaussian:", "gaussian:0", "gaussian:-1", "gaussian:1,2", "gaussian:nan", "motion:3", "motion:-1,0"],
         *["motion:x,y", "box:3", "", [[0.0, 0.0]], [[1.0, -1.0]], [[np.nan, 1.0]], [[np.inf, 1.0]], [1.0, 2.0], 3.0],
-        np.ones((2, 3, 3)),
+        *[np.ones((2, 3, 3)), [[1.0], [1.0, 2.0]]],
     ],
 )
 def test_bad_kernels_are_refused(kernel):
