@@ -1,0 +1,46 @@
+"""``bayesq train``: a codec from folders of photographs."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from bayesq.cli import common
+
+HELP = {
+    "steps": "length of the run",
+    "batch": "crops per step and process",
+    "crop": "side of the square crops, pixels",
+    "rate": "peak learning rate",
+    "seed": "of initialisation, crops, qualities and noise",
+    "every": "steps between validations and checkpoints",
+}
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="train a codec",
+        description="Trains a variable-rate codec on photographs; run it under torchrun for several processes.",
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photographs")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--val", type=Path, metavar="DIR", help="folder of held-out pictures")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads; 1 beside other work")
+    for name, text in HELP.items():
+        parser.add_argument(f"--{name}", type=float if name == "rate" else int, help=text)
+    common.add_talk_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from bayesq.training.loop import Settings, train
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    chosen = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
+    weights = train(args.data, args.out, Settings(**chosen), None, args.val, args.resume, args.quiet)
+    common.say(args, f"wrote {weights}")
+    return 0

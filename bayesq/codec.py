@@ -1,0 +1,244 @@
+"""The codec: analysis, prior and synthesis, saved and loaded as one model.
+
+      x ─► g_a ─► z ─► prior walk: h, z₁, z₂ ─► bytes ─► the same walk ─► z ─► g_s ─► x̂
+
+Notation follows VBLE: the image latent is z and the hyper-latent h (CompressAI's y and z).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from bayesq.coder import Tables
+from bayesq.errors import ImageError, ModelError
+from bayesq.hyperprior import Hyperprior
+from bayesq.io import atomic_write
+from bayesq.networks.integer import exact_arithmetic
+from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
+from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, quantize
+
+if TYPE_CHECKING:
+    from compressai.models import CompressionModel
+
+FORMAT = "bayesq-codec-1"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the default codec's networks.
+
+    Attributes:
+        latents: Channels of z, even.
+        hyper: Channels of h.
+        widths: Channels of g_a and g_s at 1/8 and 1/16 of the picture's size.
+        analysis_depths, synthesis_depths: Residual blocks at those sizes.
+        prior_width: Hidden channels of the prior's networks.
+    """
+
+    latents: int = 320
+    hyper: int = 64
+    widths: tuple[int, int] = (192, 320)
+    analysis_depths: tuple[int, int] = (3, 3)
+    synthesis_depths: tuple[int, int] = (5, 3)
+    prior_width: int = 128
+
+
+class Codec(nn.Module):
+    """A compressive autoencoder with its latent prior.
+
+    Args:
+        analysis: g_a, called with padded pictures ``(B, 3, H, W)`` and levels ``(B,)``.
+        synthesis: g_s, called with z and levels.
+        prior: The law of z.
+        reduction: How many times smaller than the picture z is.
+        multiple: Pictures are padded to a multiple of this.
+        architecture: What ``save`` needs to know to rebuild the networks; None for foreign models.
+    """
+
+    def __init__(
+        self,
+        analysis: nn.Module,
+        synthesis: nn.Module,
+        prior: LatentPrior,
+        reduction: int,
+        multiple: int,
+        architecture: Architecture | None = None,
+    ) -> None:
+        super().__init__()
+        self.analysis, self.synthesis, self.prior = analysis, synthesis, prior
+        self.reduction, self.multiple, self.architecture = reduction, multiple, architecture
+        self.name = "unnamed"
+        self.model_id = bytes(8)
+
+    @classmethod
+    def build(cls, architecture: Architecture) -> Codec:
+        """An untrained, trainable codec of the library's own design."""
+        a = architecture
+        prior = Hyperprior(a.latents, a.hyper, a.prior_width)
+        codec = cls(
+            Analysis(a.latents, a.widths, a.analysis_depths),
+            Synthesis(a.latents, a.widths, a.synthesis_depths),
+            prior,
+            reduction=BLOCK,
+            multiple=BLOCK * prior.stride,
+            architecture=a,
+        )
+        return codec.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_compressai(cls, model: CompressionModel) -> Codec:
+        """A CompressAI model as codec and prior; see ``bayesq.interop.compressai``."""
+        from bayesq.interop.compressai import import_model
+
+        return import_model(model)
+
+    # Latents ---------------------------------------------------------------------------------------------------
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width rounded up to what the networks take."""
+        return math.ceil(height / self.multiple) * self.multiple, math.ceil(width / self.multiple) * self.multiple
+
+    def targets(self, x: Tensor, level: Tensor) -> list[Tensor]:
+        """What the encoder would code along the walk, before quantisation.
+
+        Args:
+            x: ``(B, 3, H, W)`` in [0, 1], any size.
+            level: ``(B,)`` int64 in 0…255.
+        """
+        height, width = self.padded_size(*x.shape[-2:])
+        x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), mode="replicate")
+        return self.prior.targets(self.analysis(x, level), level)
+
+    def walk(self, batch: int, height: int, width: int, level: Tensor) -> Walk:
+        """The prior's walk for pictures of the given size."""
+        height, width = self.padded_size(height, width)
+        return self.prior.walk((batch, height // self.reduction, width // self.reduction), level)
+
+    def picture(self, values: Sequence[Tensor], height: int, width: int, level: Tensor) -> Tensor:
+        """g_s of the values of a walk, ``(B, 3, H, W)``, not clipped."""
+        return self.synthesis(self.prior.image_latent(values), level)[..., :height, :width]
+
+    # Coding ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def quantize(self, x: Tensor, level: int) -> Coded:
+        """The cells that code pictures ``(B, 3, H, W)``."""
+        if not torch.isfinite(x).all():
+            raise ImageError("the picture holds values that are not finite")
+        levels = self._levels(level, len(x))
+        with exact_arithmetic():
+            return quantize(self.walk(len(x), *x.shape[-2:], levels), self.targets(x, levels))
+
+    @torch.inference_mode()
+    def reconstruct(self, x: Tensor, level: int) -> tuple[Tensor, float]:
+        """What ``decompress`` gives back for x, and the bits that the prior asks for it."""
+        coded = self.quantize(x, level)
+        picture = self.picture(coded.values, *x.shape[-2:], self._levels(level, len(x)))
+        return picture.clamp(0, 1), float(coded.nats.sum()) / math.log(2)
+
+    @torch.inference_mode()
+    def compress(self, x: Tensor, level: int) -> bytes:
+        """Entropy-coded payload of one picture ``(1, 3, H, W)`` in [0, 1] at a quality level in 0…255.
+
+        Raises:
+            ImageError: the picture holds NaN or infinity.
+        """
+        if not torch.isfinite(x).all():
+            raise ImageError("the picture holds values that are not finite")
+        levels = self._levels(level, 1)
+        with exact_arithmetic():
+            return encode(self.walk(1, *x.shape[-2:], levels), self.targets(x, levels))
+
+    @torch.inference_mode()
+    def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """The picture ``(1, 3, H, W)`` in [0, 1] that a payload stands for.
+
+        Raises:
+            BitstreamError: the payload is not one that ``compress`` wrote with this model at this size and level.
+        """
+        levels = self._levels(level, 1)
+        with exact_arithmetic():
+            cells = decode(self.walk(1, height, width, levels), payload)
+        return self.picture([cell.centre for cell in cells], height, width, levels).clamp(0, 1)
+
+    @torch.inference_mode()
+    def sample_decode(
+        self, payload: bytes, height: int, width: int, level: int, n: int, generator: torch.Generator
+    ) -> Tensor:
+        """n pictures ``(n, 1, 3, H, W)`` drawn from the cells of a payload: what the file leaves open."""
+        levels = self._levels(level, 1)
+        with exact_arithmetic():
+            cells = decode(self.walk(1, height, width, levels), payload)
+        draws = [cell.sample(n, generator) for cell in cells]
+        pictures = [self.picture([part[i] for part in draws], height, width, levels) for i in range(n)]
+        return torch.stack(pictures).clamp(0, 1)
+
+    @staticmethod
+    def _levels(level: int, batch: int) -> Tensor:
+        if not 0 <= level <= 255:
+            raise ModelError(f"a quality level is 0 to 255, not {level}")
+        return torch.full((batch,), level, dtype=torch.int64)
+
+    # Files -----------------------------------------------------------------------------------------------------
+
+    def exported(self) -> Codec:
+        """A copy whose scale path is integer tables and layers, as files need it.
+
+        Raises:
+            ModelError: a layer breaks the bound that makes it exact, or the codec is a foreign one.
+        """
+        if not isinstance(self.prior, Hyperprior):
+            raise ModelError("only codecs of bayesq's own design can be exported")
+        codec = copy.deepcopy(self)
+        codec.prior.export()
+        return codec.eval().requires_grad_(False)
+
+    def save(self, path: Path) -> bytes:
+        """Writes the exported codec as safetensors, atomically. Returns the SHA-256 of the file."""
+        codec = self.exported()
+        state = {name: tensor.contiguous() for name, tensor in codec.state_dict().items()}
+        state["tables.cdf"] = torch.from_numpy(codec.prior.tables.cdf)
+        header = {"format": FORMAT, "architecture": json.dumps(asdict(self.architecture))}
+        data = safetensors_bytes(state, metadata=header)
+        atomic_write(path, data)
+        return hashlib.sha256(data).digest()
+
+    @classmethod
+    def load(cls, path: Path) -> Codec:
+        """A codec from its weights file, ready to code and to restore with.
+
+        Raises:
+            ModelError: the file is missing or damaged, or holds no codec of this version.
+        """
+        path = Path(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path}: not a readable weights file ({error})") from error
+        if metadata.get("format") != FORMAT:
+            raise ModelError(f"{path}: not the weights of a bayesq codec of this version")
+        try:
+            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(metadata["architecture"]).items()}
+            codec = cls.build(Architecture(**sizes)).exported()
+            codec.prior.tables = Tables(state.pop("tables.cdf").numpy())
+            codec.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"{path}: the weights do not fit their architecture ({error})") from error
+        codec.prior.scales.check()
+        codec.name, codec.model_id = path.parent.name, hashlib.sha256(path.read_bytes()).digest()[:8]
+        return codec

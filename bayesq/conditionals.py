@@ -1,0 +1,183 @@
+"""Laws of the next latent given the past: p(v | past), smoothed by the unit cell.
+
+Both laws follow Ballé et al. 2018 ("Variational image compression with a scale hyperprior"): the density of a
+latent is the mass that an underlying law puts on the unit cell around it, ``p(v) = F(v + ½) − F(v − ½)``, which is
+at the same time the probability of the code when ``v`` is the centre of a coded cell.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayesq.cells import Cell
+from bayesq.coder import Tables
+from bayesq.quantizers import Lattice, Quantizer
+
+SCALE_MIN, SCALE_MAX, SCALE_COUNT = 0.11, 256.0, 64
+SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_COUNT - 1)
+
+
+def scale_of(index: Tensor) -> Tensor:
+    """Standard deviation of each table index: log-spaced from 0.11 to 256 in 64 steps, as in CompressAI."""
+    return SCALE_MIN * torch.exp(SCALE_STEP * index)
+
+
+def index_of(scale: Tensor) -> Tensor:
+    """Real-valued table index of a standard deviation, the inverse of ``scale_of``."""
+    return torch.log(scale / SCALE_MIN) / SCALE_STEP
+
+
+class Conditional(Protocol):
+    """p(next latent | past), known to encoder and decoder alike."""
+
+    def log_density(self, value: Tensor) -> Tensor:
+        """Log of the unit-cell-smoothed density at ``value``, nats, elementwise and differentiable."""
+        ...
+
+    def log_mass(self, cell: Cell) -> Tensor:
+        """log ∫_cell p, nats, elementwise; p is the underlying law, before smoothing."""
+        ...
+
+    def quantizer(self) -> Quantizer:
+        """The lattice on which the latent is coded."""
+        ...
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One draw of the latent from the smoothed density."""
+        ...
+
+    def tables(self) -> tuple[Tensor, Tables]:
+        """Row of the CDF tables for each element (int64, shape of the latent), and the tables."""
+        ...
+
+
+def log_difference(upper: Tensor, lower: Tensor) -> Tensor:
+    """log(exp(upper) − exp(lower)) without cancellation, for upper ≥ lower."""
+    gap = (lower - upper).clamp_max(-1e-6)
+    return upper + torch.log(-torch.expm1(gap))
+
+
+@dataclass(frozen=True)
+class GaussianCells:
+    """Gaussian N(mean, scale²) smoothed by the unit cell, its scale given as a real index into the scale table.
+
+    Attributes:
+        mean: ``(B, C, h, w)``, latent units.
+        index: Same shape; an integer wherever the latent is coded (see ``scale_of``).
+        table: CDF tables, one row per integer index; None where nothing is coded.
+    """
+
+    mean: Tensor
+    index: Tensor
+    table: Tables | None = None
+
+    def log_mass(self, cell: Cell) -> Tensor:
+        distance, half, scale = (cell.centre - self.mean).abs(), cell.width / 2, scale_of(self.index)
+        upper, lower = (
+            torch.special.log_ndtr((half - distance) / scale),
+            torch.special.log_ndtr((-half - distance) / scale),
+        )
+        return log_difference(upper, lower)
+
+    def log_density(self, value: Tensor) -> Tensor:
+        return self.log_mass(Cell(value, torch.ones((), dtype=value.dtype, device=value.device)))
+
+    def quantizer(self) -> Lattice:
+        return Lattice(1.0, self.mean)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        normal = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return Lattice(1.0).dither(self.mean + scale_of(self.index) * normal, generator)
+
+    def tables(self) -> tuple[Tensor, Tables]:
+        if self.table is None:
+            raise ValueError("this conditional carries no CDF tables")
+        return self.index.round().long(), self.table
+
+
+class FactorizedDensity(nn.Module):
+    """Learned law of each channel on its own, as a monotone network for its CDF (Ballé et al. 2018, appendix 6.1).
+
+    The logit of the CDF is a chain of maps ``u → softplus(H) u + b`` with ``u + tanh(a) tanh(u)`` between them.
+
+    Args:
+        channels: Number of channels, each with a law of its own.
+        widths: Hidden widths of the chain.
+    """
+
+    def __init__(self, channels: int, widths: tuple[int, ...] = (3, 3, 3, 3)) -> None:
+        super().__init__()
+        sizes = (1, *widths, 1)
+        spread = 10 ** (1 / (len(widths) + 1))
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.matrices = nn.ParameterList(
+            torch.full((channels, o, i), math.log(math.expm1(1 / spread / o))) for i, o in pairs
+        )
+        self.biases = nn.ParameterList(torch.empty(channels, o, 1).uniform_(-0.5, 0.5) for _, o in pairs)
+        self.factors = nn.ParameterList(torch.zeros(channels, o, 1) for _, o in pairs[:-1])
+
+    def logit_cdf(self, value: Tensor) -> Tensor:
+        """Logit of the CDF at ``value`` of shape ``(C, 1, N)``, same shape."""
+        for step, (matrix, bias) in enumerate(zip(self.matrices, self.biases, strict=True)):
+            value = F.softplus(matrix) @ value + bias
+            if step < len(self.factors):
+                value = value + torch.tanh(self.factors[step]) * torch.tanh(value)
+        return value
+
+
+@dataclass(frozen=True)
+class Factorized:
+    """The learned factorised law of a latent of a given size.
+
+    Attributes:
+        density: The laws of the channels.
+        shape: ``(B, C, h, w)`` of the latent.
+        offset: ``(C,)`` where each channel's lattice is anchored, usually its median.
+        table: CDF tables, one row per channel; None where nothing is coded.
+    """
+
+    density: FactorizedDensity
+    shape: tuple[int, int, int, int]
+    offset: Tensor
+    table: Tables | None = None
+
+    def _logit_cdf(self, value: Tensor) -> Tensor:
+        channels_first = value.transpose(0, 1)
+        logits = self.density.logit_cdf(channels_first.reshape(value.shape[1], 1, -1))
+        return logits.reshape(channels_first.shape).transpose(0, 1)
+
+    def log_mass(self, cell: Cell) -> Tensor:
+        lower, upper = self._logit_cdf(cell.lower), self._logit_cdf(cell.upper)
+        flip = -torch.sign(lower + upper).detach()
+        flip = torch.where(flip == 0, torch.ones_like(flip), flip)
+        low, high = F.logsigmoid(flip * lower), F.logsigmoid(flip * upper)
+        return log_difference(torch.maximum(low, high), torch.minimum(low, high))
+
+    def log_density(self, value: Tensor) -> Tensor:
+        return self.log_mass(Cell(value, torch.ones((), dtype=value.dtype, device=value.device)))
+
+    def quantizer(self) -> Lattice:
+        return Lattice(1.0, self.offset.view(1, -1, 1, 1))
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        uniform = torch.rand(self.shape, generator=generator, device=self.offset.device).clamp(1e-6, 1 - 1e-6)
+        target = torch.logit(uniform)
+        low, high = torch.full_like(target, -1e4), torch.full_like(target, 1e4)
+        for _ in range(48):
+            middle = (low + high) / 2
+            below = self._logit_cdf(middle) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return Lattice(1.0).dither((low + high) / 2, generator)
+
+    def tables(self) -> tuple[Tensor, Tables]:
+        if self.table is None:
+            raise ValueError("this conditional carries no CDF tables")
+        channel = torch.arange(self.shape[1], device=self.offset.device).view(1, -1, 1, 1)
+        return channel.expand(self.shape), self.table

@@ -1,0 +1,1 @@
+"""The transforms between pictures and latents, and the exact-integer scale network."""

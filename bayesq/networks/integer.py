@@ -1,0 +1,151 @@
+"""Integer convolutions that give the same result on every machine, and can be trained.
+
+A layer computes ``clamp(⌊(m·(w ∗ x) + b) / 2²⁰ + ½⌋)`` with int8 weights w, integer inputs |x| ≤ 255, and one integer
+multiplier m and bias b per output channel. Why this is exact although it runs on floating-point units:
+
+- ``w ∗ x`` is a float32 matrix product of integers. Each partial sum, in whatever order and with or without fused
+  multiply-add, is an integer of magnitude at most 255·Σ|w| ≤ 2²⁴ (enforced when weights are quantised, checked when a
+  model is exported or loaded), hence a float32 number, hence never rounded.
+- ``m·acc + b`` is evaluated in float64, where |m·acc| ≤ 2⁵¹ and |b| < 2⁵¹ keep product and sum integers below 2⁵³;
+  the division by 2²⁰ only changes the exponent, and floor and clamp are exact.
+
+Convolutions are written as unfold + matrix product, because convolution routines may use Winograd's or Fourier
+transforms, which round. ``exact_arithmetic`` forbids the reduced-precision products (TF32, bfloat16) that a user may
+have allowed globally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayesq.errors import ModelError
+from bayesq.networks.rate import LEVELS, Interpolated
+from bayesq.quantizers import Clamp, StraightThrough
+
+SHIFT = 20
+INPUT_MAX = 255
+ACCUMULATOR_MAX = 2**24
+MULTIPLIER_MAX = 2**27
+BIAS_MAX = 2**31 - 1
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Full float32 matrix products within the block, whatever precision is set globally; no autocast."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, low: int, high: int) -> Tensor:
+    """The layer of the module docstring, with straight-through gradients for rounding.
+
+    Args:
+        x: ``(B, I, h, w)`` float32 holding integers in ±255.
+        weight: ``(O, I, k, k)`` float32 holding integers in ±127; k odd, zero padding keeps the size.
+        multiplier: ``(O,)`` float64 holding positive integers.
+        bias: ``(B, O, 1, 1)`` float64 holding integers.
+        low, high: Output range.
+
+    Returns:
+        ``(B, O, h, w)`` float32 holding integers in [low, high].
+    """
+    batch, _, height, width = x.shape
+    outputs, size = weight.shape[0], weight.shape[-1]
+    columns = F.unfold(x, size, padding=size // 2) if size > 1 else x.flatten(2)
+    accumulator = (weight.reshape(outputs, -1) @ columns).view(batch, outputs, height, width)
+    real = (accumulator.double() * multiplier.view(1, -1, 1, 1) + bias) * 2.0**-SHIFT
+    rounded = StraightThrough.apply(torch.floor(real.detach() + 0.5), real)
+    return Clamp.apply(rounded, low, high).float()
+
+
+def _check_bound(weight: Tensor) -> None:
+    if INPUT_MAX * int(weight.abs().flatten(1).sum(1).max()) > ACCUMULATOR_MAX:
+        raise ModelError("integer layer: a sum of weights is too large for exact accumulation")
+
+
+class IntegerConv(nn.Module):
+    """An exported layer: integers only, with a bias for each of the 256 quality levels."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, low: int, high: int) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.register_buffer("weight", torch.zeros(outputs, inputs, size, size, dtype=torch.int8))
+        self.register_buffer("multiplier", torch.ones(outputs, dtype=torch.int32))
+        self.register_buffer("bias", torch.zeros(LEVELS, outputs, dtype=torch.int32))
+
+    def check(self) -> None:
+        """Raises ModelError unless the bounds that make the layer exact hold."""
+        _check_bound(self.weight.int())
+        if int(self.multiplier.min()) < 1 or int(self.multiplier.max()) > MULTIPLIER_MAX:
+            raise ModelError("integer layer: a multiplier is out of range")
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        bias = self.bias[level].double()[:, :, None, None]
+        return integer_convolution(x, self.weight.float(), self.multiplier.double(), bias, self.low, self.high)
+
+
+class TrainableIntegerConv(nn.Module):
+    """The same layer with real weights behind it; it computes what its export will compute.
+
+    Args:
+        inputs, outputs: Channels.
+        size: Kernel size, odd.
+        low, high: Output range.
+        weight_unit, bias_unit: What a stored 1 stands for. Integer activations are tens where those of an ordinary
+            network are ones, and an optimiser's step is the same for all parameters, so they are kept in natural size.
+        gain: Standard deviation of the initial weights relative to He's.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        low: int,
+        high: int,
+        weight_unit: float = 1.0,
+        bias_unit: float = 32.0,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.low, self.high, self.weight_unit, self.bias_unit = low, high, weight_unit, bias_unit
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size) * gain * (2 / (inputs * size**2)) ** 0.5)
+        self.bias = Interpolated(outputs)
+
+    def _integers(self) -> tuple[Tensor, Tensor]:
+        weight = self.weight * self.weight_unit
+        flat = weight.detach().flatten(1)
+        step = torch.maximum(flat.abs().amax(1) / 127, flat.abs().sum(1) * (1.05 * INPUT_MAX / ACCUMULATOR_MAX))
+        multiplier = torch.clamp(torch.ceil(step.double() * 2**SHIFT), 1, MULTIPLIER_MAX)
+        real = weight / (multiplier * 2.0**-SHIFT).float().view(-1, 1, 1, 1)
+        return StraightThrough.apply(torch.round(real.detach()), real), multiplier
+
+    def _integer_bias(self, level: Tensor) -> Tensor:
+        real = self.bias(level).double() * (self.bias_unit * 2**SHIFT)
+        return StraightThrough.apply(torch.round(real.detach()).clamp(-BIAS_MAX, BIAS_MAX), real)
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        weight, multiplier = self._integers()
+        return integer_convolution(x, weight, multiplier, self._integer_bias(level), self.low, self.high)
+
+    @torch.no_grad()
+    def export(self) -> IntegerConv:
+        """The layer in integers. Raises ModelError if its exactness bound does not hold."""
+        outputs, inputs, size, _ = self.weight.shape
+        layer = IntegerConv(inputs, outputs, size, self.low, self.high)
+        weight, multiplier = self._integers()
+        layer.weight.copy_(weight)
+        layer.multiplier.copy_(multiplier)
+        layer.bias.copy_(self._integer_bias(torch.arange(LEVELS))[:, :, 0, 0])
+        layer.check()
+        return layer

@@ -1,0 +1,39 @@
+"""What varies with the quality: 256 levels, interpolated between a few learned anchors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LEVELS = 256
+ANCHORS = 9
+LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
+
+
+def rate_weight(level: Tensor) -> Tensor:
+    """λ of the loss λ·255²·MSE + bpp at each level: log-spaced from 0.001 at level 0 to 0.25 at level 255."""
+    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (level.float() / (LEVELS - 1))
+
+
+def high_rate_step(weight: Tensor) -> Tensor:
+    """Quantiser step (image units) that is optimal at high rate for an orthonormal transform.
+
+    With Δ²/12 = MSE = 3 / (2 ln 2 · λ · 255²): the derivative of the rate, −3/(2 ln 2 MSE) bits per pixel and unit of
+    MSE for three channels, balances λ·255².
+    """
+    return torch.sqrt(12 * 3 / (2 * torch.log(torch.tensor(2.0)) * weight * 255**2))
+
+
+class Interpolated(nn.Module):
+    """A vector of C numbers for each quality level, linear between ``ANCHORS`` equally spaced learned vectors."""
+
+    def __init__(self, channels: int, start: float = 0.0) -> None:
+        super().__init__()
+        self.anchors = nn.Parameter(torch.full((ANCHORS, channels), start))
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Maps levels ``(B,)`` in 0…255 to ``(B, C, 1, 1)``."""
+        position = level.to(self.anchors.dtype) * ((ANCHORS - 1) / (LEVELS - 1))
+        ticks = torch.arange(ANCHORS, device=level.device, dtype=position.dtype)
+        hats = (1 - (position[:, None] - ticks).abs()).clamp_min(0)
+        return (hats @ self.anchors)[:, :, None, None]

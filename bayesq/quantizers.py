@@ -1,0 +1,120 @@
+"""Number formats: the lattices and level sets on which latents, weights and activations are coded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bayesq.cells import Cell
+
+
+class Quantizer(Protocol):
+    """A set of codes, the cell of each, and the two relaxations that training and inference use."""
+
+    def index(self, value: Tensor) -> Tensor:
+        """Integer code (int32) whose cell holds ``value``."""
+        ...
+
+    def cell(self, index: Tensor) -> Cell:
+        """The cell of each code: all that is coded as it, up to ties."""
+        ...
+
+    def straight_through(self, value: Tensor) -> Tensor:
+        """``value`` quantised in the forward pass, with the gradient of the identity."""
+        ...
+
+    def dither(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``value`` plus noise uniform over one cell: the differentiable stand-in for quantisation."""
+        ...
+
+
+class StraightThrough(torch.autograd.Function):
+    """Returns the first argument unchanged and sends its gradient to the second."""
+
+    @staticmethod
+    def forward(ctx, exact: Tensor, real: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        return exact.view_as(exact)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+        return None, gradient
+
+
+class Clamp(torch.autograd.Function):
+    """Clamps to [low, high]; outside, only gradients that lead back into the range pass."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, low: float, high: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(value)
+        ctx.bounds = low, high
+        return value.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+        (value,), (low, high) = ctx.saved_tensors, ctx.bounds
+        blocked = ((value < low) & (gradient > 0)) | ((value > high) & (gradient < 0))
+        return gradient.masked_fill(blocked, 0), None, None
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The uniform lattice ``offset + step · k``, k any integer.
+
+    Attributes:
+        step: Positive; a tensor that broadcasts to the values, or a number.
+        offset: Where code 0 lies; in a codec the predicted mean, so that the mean's last bits cannot change a code.
+    """
+
+    step: Tensor | float = 1.0
+    offset: Tensor | float = 0.0
+
+    def index(self, value: Tensor) -> Tensor:
+        return torch.round((value - self.offset) / self.step).to(torch.int32)
+
+    def cell(self, index: Tensor) -> Cell:
+        centre = index * self.step + self.offset
+        return Cell(centre, torch.as_tensor(self.step, dtype=centre.dtype, device=centre.device).expand_as(centre))
+
+    def straight_through(self, value: Tensor) -> Tensor:
+        exact = torch.round((value.detach() - self.offset) / self.step) * self.step + self.offset
+        return StraightThrough.apply(exact.detach(), value)
+
+    def dither(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype)
+        return value + (noise - 0.5) * self.step
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Arbitrary reproduction levels on the line; a cell reaches halfway to its neighbours.
+
+    The two outermost cells are as wide on their outer side as on their inner one.
+
+    Attributes:
+        levels: ``(K,)``, strictly increasing, K ≥ 2.
+    """
+
+    levels: Tensor
+
+    @property
+    def _boundaries(self) -> Tensor:
+        inner = (self.levels[1:] + self.levels[:-1]) / 2
+        return torch.cat([2 * self.levels[:1] - inner[:1], inner, 2 * self.levels[-1:] - inner[-1:]])
+
+    def index(self, value: Tensor) -> Tensor:
+        return torch.bucketize(value, self._boundaries[1:-1]).to(torch.int32)
+
+    def cell(self, index: Tensor) -> Cell:
+        boundaries, index = self._boundaries, index.long()
+        lower, upper = boundaries[index], boundaries[index + 1]
+        return Cell((lower + upper) / 2, upper - lower)
+
+    def straight_through(self, value: Tensor) -> Tensor:
+        return StraightThrough.apply(self.levels[self.index(value.detach()).long()], value)
+
+    def dither(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        width = self.cell(self.index(value.detach())).width
+        return Lattice(width).dither(value, generator)

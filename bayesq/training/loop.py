@@ -1,0 +1,268 @@
+"""The training loop: resumable at any moment, and ready for ``torchrun``.
+
+All randomness of a step comes from a generator seeded by (seed, step, rank), so a run that was killed and resumed
+takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bayesq.codec import Architecture, Codec
+from bayesq.errors import TrainingError
+from bayesq.io import atomic_write
+from bayesq.networks.rate import rate_weight
+from bayesq.training.data import Crops, find_pictures, read_rgb
+from bayesq.training.loss import RateDistortionLoss, draw_levels
+from bayesq.training.start import initialise
+
+CHECKPOINT, WEIGHTS, LOG = "checkpoint.safetensors", "weights.safetensors", "log.csv"
+VALIDATION_LEVELS = (0, 64, 128, 191, 255)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run depends on besides its pictures and its architecture.
+
+    Attributes:
+        steps: Length of the run.
+        batch: Crops per step and process.
+        crop: Side of the square crops, pixels, a multiple of the codec's padding.
+        rate: Peak learning rate of Adam.
+        warmup: Steps of linear warm-up.
+        decay: Share of the run, at its end, over which the rate falls to 1/50 along a cosine.
+        clip: Largest gradient norm.
+        ema: Decay of the averaged weights, which are those that are validated and released.
+        seed: Of initialisation, crops, qualities and noise.
+        every: Steps between validations and checkpoints.
+    """
+
+    steps: int = 20_000
+    batch: int = 8
+    crop: int = 128
+    rate: float = 8e-4
+    warmup: int = 250
+    decay: float = 0.3
+    clip: float = 2.0
+    ema: float = 0.998
+    seed: int = 0
+    every: int = 250
+
+    def learning_rate(self, step: int) -> float:
+        """Warm-up, plateau, cosine decay."""
+        ramp = min(1.0, (step + 1) / self.warmup)
+        start = self.steps * (1 - self.decay)
+        progress = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
+        return self.rate * ramp * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: steps taken, seconds spent, and the rows of its log."""
+
+    step: int
+    seconds: float
+    log: tuple[dict[str, float], ...]
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def train(
+    data: list[Path],
+    out: Path,
+    settings: Settings,
+    architecture: Architecture | None = None,
+    validation: Path | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Trains a codec; returns the path of its weights, which exist from the first checkpoint on.
+
+    Args:
+        data: Folders of photographs.
+        out: Folder of the run: checkpoint, exported weights and ``log.csv``.
+        settings: See ``Settings``; a resumed run may change all but the seed.
+        architecture: Sizes of the networks of a new run.
+        validation: Folder of held-out pictures.
+        resume: Continue the run in ``out``; without it ``out`` must hold none.
+        quiet: No progress bar.
+
+    Raises:
+        TrainingError: no pictures, or ``out`` does not match ``resume``.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo")
+    try:
+        crops = Crops(find_pictures(data))
+        trainer = _Trainer(crops, settings, rank)
+        checkpoint = out / CHECKPOINT
+        if resume:
+            trainer.restore(checkpoint)
+        elif checkpoint.exists():
+            raise TrainingError(f"{checkpoint} exists: resume it, or choose another folder")
+        else:
+            trainer.start(architecture or Architecture())
+        held_out = [read_rgb(path) for path in find_pictures([validation])] if validation else []
+        _run(trainer, out, held_out, world, quiet or rank > 0)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    return out / WEIGHTS
+
+
+def _run(trainer: _Trainer, out: Path, held_out: list[Tensor], world: int, quiet: bool) -> None:
+    settings = trainer.settings
+    loss = RateDistortionLoss(trainer.codec, bfloat16_is_fast())
+    model = nn.parallel.DistributedDataParallel(loss) if world > 1 else loss
+    bar = tqdm(total=settings.steps, initial=trainer.progress.step, unit="step", disable=True if quiet else None)
+    with bar:
+        while trainer.progress.step < settings.steps:
+            value = trainer.step(model)
+            bar.update()
+            bar.set_postfix(loss=f"{value:.3f}")
+            step = trainer.progress.step
+            if trainer.rank == 0 and (step % settings.every == 0 or step == settings.steps):
+                trainer.validate(value, held_out)
+                trainer.save(out)
+
+
+class _Trainer:
+    """Everything a checkpoint holds: the codec, its average, the optimiser and the progress."""
+
+    def __init__(self, crops: Crops, settings: Settings, rank: int) -> None:
+        self.crops, self.settings, self.rank = crops, settings, rank
+        self.progress = Progress(0, 0.0, ())
+
+    def start(self, architecture: Architecture) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.settings.seed)
+            self._adopt(Codec.build(architecture))
+        initialise(self.codec, self.crops, torch.Generator().manual_seed(self.settings.seed))
+        self.average.load_state_dict(self.codec.state_dict())
+
+    def _adopt(self, codec: Codec) -> None:
+        self.codec, self.average = codec, copy.deepcopy(codec).requires_grad_(False)
+        self.optimiser = torch.optim.Adam(codec.parameters(), lr=self.settings.rate, fused=True)
+
+    def _generator(self) -> torch.Generator:
+        place = (self.settings.seed << 40) + (self.progress.step << 12) + self.rank
+        return torch.Generator().manual_seed(place)
+
+    def step(self, model: nn.Module) -> float:
+        """One step of Adam; returns the loss before it."""
+        began, settings, generator = time.perf_counter(), self.settings, self._generator()
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.learning_rate(self.progress.step)
+        x = self.crops.draw(settings.batch, settings.crop, generator)
+        loss = model(x, draw_levels(settings.batch, generator), generator).loss.mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip, error_if_nonfinite=False)
+        if torch.isfinite(loss):
+            self.optimiser.step()
+        step = self.progress.step + 1
+        decay = min(settings.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.codec.parameters()), 1 - decay)
+        self.progress = replace(self.progress, step=step, seconds=self.progress.seconds + time.perf_counter() - began)
+        return float(loss.detach())
+
+    @torch.inference_mode()
+    def validate(self, loss: float, held_out: list[Tensor]) -> None:
+        """Adds a row to the log: rate and distortion of the averaged weights on held-out pictures."""
+        row = {
+            "step": self.progress.step,
+            "hours": round(self.progress.seconds / 3600, 4),
+            "learning_rate": self.settings.learning_rate(self.progress.step),
+            "loss": loss,
+        }
+        for level in VALIDATION_LEVELS if held_out else ():
+            bits = pixels = error = 0.0
+            for picture in held_out:
+                x = picture[None].float() / 255
+                decoded, cost = self.average.reconstruct(x, level)
+                bits, pixels = bits + cost, pixels + x[0, 0].numel()
+                error += float((decoded - x).square().mean()) * x[0, 0].numel()
+            row[f"bpp_{level}"], row[f"psnr_{level}"] = bits / pixels, -10 * math.log10(error / pixels)
+        if held_out:
+            row["validation"] = self._validation_loss(row)
+        self.progress = replace(self.progress, log=(*self.progress.log, row))
+
+    @staticmethod
+    def _validation_loss(row: dict[str, float]) -> float:
+        """Mean over the levels of log(λ·255²·MSE + bpp)."""
+        weights = rate_weight(torch.tensor(VALIDATION_LEVELS)).tolist()
+        losses = [
+            weight * 255**2 * 10 ** (-row[f"psnr_{level}"] / 10) + row[f"bpp_{level}"]
+            for level, weight in zip(VALIDATION_LEVELS, weights, strict=True)
+        ]
+        return sum(map(math.log, losses)) / len(losses)
+
+    def save(self, out: Path) -> None:
+        """Writes checkpoint, weights and log, each atomically and in this order."""
+        out.mkdir(parents=True, exist_ok=True)
+        state = {f"codec.{name}": tensor for name, tensor in self.codec.state_dict().items()}
+        state |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for name, parameter in self.codec.named_parameters():
+            moments = self.optimiser.state.get(parameter, {})
+            state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq") if key in moments}
+        header = {
+            "architecture": json.dumps(asdict(self.codec.architecture)),
+            "settings": json.dumps(asdict(self.settings)),
+            "progress": json.dumps(asdict(self.progress)),
+        }
+        state = {name: tensor.contiguous() for name, tensor in state.items()}
+        atomic_write(out / CHECKPOINT, safetensors_bytes(state, metadata=header))
+        self.average.save(out / WEIGHTS)
+        atomic_write(out / LOG, _csv(self.progress.log))
+
+    def restore(self, path: Path) -> None:
+        """Continues from a checkpoint."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata()
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(header["architecture"]).items()}
+            progress, settings = json.loads(header["progress"]), json.loads(header["settings"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path}: no run to resume ({error})") from error
+        if settings["seed"] != self.settings.seed:
+            raise TrainingError(f"{path}: the run was seeded with {settings['seed']}, not {self.settings.seed}")
+        self._adopt(Codec.build(Architecture(**sizes)))
+        for part, module in (("codec.", self.codec), ("average.", self.average)):
+            module.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
+        self.progress = Progress(progress["step"], progress["seconds"], tuple(progress["log"]))
+        for name, parameter in self.codec.named_parameters():
+            self.optimiser.state[parameter] = {
+                "step": torch.tensor(float(self.progress.step)),
+                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq.{name}"]),
+            }
+
+
+def _csv(rows: tuple[dict[str, float], ...]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[-1]) if rows else [], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
