@@ -72,6 +72,13 @@ def test_rate_is_that_of_the_files(folder):
     assert curve.results["bpp"] == pytest.approx([np.mean(rates)])
 
 
+def test_small_pictures_have_no_ms_ssim(tmp_path):
+    Image.effect_noise((64, 48), 50).save(tmp_path / "noise.png")
+    curve = codec.measure(DCT, bench.pictures(tmp_path), [50, 90])
+    assert set(codec.KEYS) - set(curve.results) == {"ms-ssim-rgb"}
+    assert codec.report(curve, [50, 90], [], []).count("–") == 2
+
+
 def test_pictures(folder, tmp_path):
     assert [path.name for path in bench.pictures(folder)] == ["a.png", "b.png"]
     assert [path.name for path in bench.pictures(folder, 1)] == ["a.png"]
@@ -90,7 +97,7 @@ def test_bd_rate_of_a_known_saving(saving):
     assert bd_rate(anchor, curve) == pytest.approx(-100 * saving, abs=0.5)
 
 
-def test_bd_rate_without_overlap():
+def test_curves_that_do_not_compare():
     assert np.isnan(bd_rate(line("anchor", [0.1, 0.2]), line("curve", [1, 2])))
     assert np.isnan(bd_rate(line("anchor", [0.1, 0.2]), line("curve", [0.15])))
 

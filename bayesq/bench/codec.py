@@ -10,7 +10,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,8 +17,11 @@ from bayesq import metrics
 from bayesq.bench import table
 from bayesq.bench.curves import Curve, bd_rate
 from bayesq.bench.formats import Format
+from bayesq.io import to_tensor
 
 KEYS = ["psnr-rgb", "ms-ssim-rgb", "bpp", "encoding_time", "decoding_time"]
+MS_SSIM_SIDE = 161
+"""The shortest side, in pixels, that its five scales take."""
 
 
 def measure(
@@ -34,7 +36,7 @@ def measure(
         progress: show a bar on standard error where it is a terminal.
 
     Returns:
-        The means over the pictures, in order of the qualities.
+        The means over the pictures, in order of the qualities; without MS-SSIM if one is too small for it.
     """
     qualities = form.qualities if qualities is None else qualities
     values = np.empty((len(paths), len(qualities), len(KEYS)))
@@ -46,8 +48,9 @@ def measure(
             for j, quality in enumerate(qualities):
                 values[i, j] = _once(form, image, quality)
                 bar.update()
-    means = values.mean(axis=0)
-    return Curve(form.name, form.description, {key: means[:, k].tolist() for k, key in enumerate(KEYS)})
+    means = dict(zip(KEYS, values.mean(axis=0).T, strict=True))
+    results = {key: mean.tolist() for key, mean in means.items() if not np.isnan(mean).any()}
+    return Curve(form.name, form.description, results)
 
 
 def _once(form: Format, image: Image.Image, quality: float) -> list[float]:
@@ -56,31 +59,29 @@ def _once(form: Format, image: Image.Image, quality: float) -> list[float]:
     encoded = perf_counter()
     decoded = form.decode(data)
     end = perf_counter()
-    x, x_hat = _tensor(image), _tensor(decoded)
+    x, x_hat = to_tensor(image), to_tensor(decoded)
+    ms_ssim = metrics.ms_ssim(x_hat, x).item() if min(image.size) >= MS_SSIM_SIDE else np.nan
     bpp = 8 * len(data) / (image.width * image.height)
-    return [metrics.psnr(x_hat, x).item(), metrics.ms_ssim(x_hat, x).item(), bpp, encoded - start, end - encoded]
-
-
-def _tensor(image: Image.Image) -> torch.Tensor:
-    """(1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)[None]
+    return [metrics.psnr(x_hat, x).item(), ms_ssim, bpp, encoded - start, end - encoded]
 
 
 def report(curve: Curve, qualities: Sequence[float], measured: Sequence[Curve], published: Sequence[Curve]) -> str:
     """Markdown tables: the curve's points, and its BD-rate (PCHIP) against curves of this run and published ones."""
+    formats = {"bpp": ".3f", "psnr-rgb": ".2f", "ms-ssim-rgb": ".4f", "encoding_time": ".3f", "decoding_time": ".3f"}
+    missing = [np.nan] * len(qualities)
+    columns = [[_cell(v, form) for v in curve.results.get(key, missing)] for key, form in formats.items()]
     points = table(
         ["quality", "bpp", "PSNR dB", "MS-SSIM", "encode s", "decode s"],
-        [
-            [f"{quality:g}", f"{bpp:.3f}", f"{psnr:.2f}", f"{ms_ssim:.4f}", f"{encode:.3f}", f"{decode:.3f}"]
-            for quality, psnr, ms_ssim, bpp, encode, decode in zip(
-                qualities, *(curve.results[key] for key in KEYS), strict=True
-            )
-        ],
+        [list(row) for row in zip([f"{quality:g}" for quality in qualities], *columns, strict=True)],
     )
     anchors = [(one, "this run") for one in measured] + [(one, "published") for one in published]
     rates = [(anchor.name, origin, bd_rate(anchor, curve)) for anchor, origin in anchors]
     comparison = table(
         [f"{curve.name} against", "points", "BD-rate %"],
-        [[name, origin, "no overlap" if np.isnan(rate) else f"{rate:+.1f}"] for name, origin, rate in rates],
+        [[name, origin, _cell(rate, "+.1f")] for name, origin, rate in rates],
     )
     return f"{points}\n\n{comparison}" if anchors else points
+
+
+def _cell(value: float, form: str) -> str:
+    return "–" if np.isnan(value) else format(value, form)

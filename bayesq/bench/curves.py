@@ -65,12 +65,11 @@ def read_curves(path: str | Path, patterns: Sequence[str] = ("*",)) -> list[Curv
 
 
 def bd_rate(anchor: Curve, curve: Curve) -> float:
-    """The mean difference in rate at equal PSNR, in per cent of the anchor's; NaN where the PSNRs do not overlap."""
-    low = max(anchor.psnr.min(), curve.psnr.min())
-    if len(anchor.bpp) < 2 or len(curve.bpp) < 2 or low >= min(anchor.psnr.max(), curve.psnr.max()):
+    """The mean difference in rate at equal PSNR, in per cent of the anchor's; NaN where the curves do not compare."""
+    try:
+        return metrics.bd_rate(anchor.bpp, anchor.psnr, curve.bpp, curve.psnr)
+    except BayesqError:
         return float("nan")
-    points = (values[np.argsort(one.bpp)] for one in (anchor, curve) for values in (one.bpp, one.psnr))
-    return float(metrics.bd_rate(*points))
 
 
 def draw(path: str | Path, curve: Curve, measured: Sequence[Curve], published: Sequence[Curve], title: str) -> None:
