@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -115,7 +116,7 @@ class FactorizedDensity(nn.Module):
         super().__init__()
         sizes = (1, *widths, 1)
         spread = 10 ** (1 / (len(widths) + 1))
-        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        pairs = list(pairwise(sizes))
         self.matrices = nn.ParameterList(
             torch.full((channels, o, i), math.log(math.expm1(1 / spread / o))) for i, o in pairs
         )

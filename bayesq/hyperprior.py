@@ -4,8 +4,8 @@
       h ─► scale network (integers), mean network ─► p(z₁ | h), p(z₂ | h, z₁)
 
 Scale and mean hyperprior after Minnen et al. 2018; the two passes share out channels and positions like the two
-colours of a checkerboard (He et al. 2021, Li et al. 2023), so that every element of the second pass has coded neighbours
-in space and among channels.
+colours of a checkerboard (He et al. 2021, Li et al. 2023), so that every element of the second pass has coded
+neighbours in space and among channels.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class StraightThrough(torch.autograd.Function):
         return exact.view_as(exact)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
         return None, gradient
 
 
@@ -53,7 +53,7 @@ class Clamp(torch.autograd.Function):
         return value.clamp(low, high)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def,override]
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
         (value,), (low, high) = ctx.saved_tensors, ctx.bounds
         blocked = ((value < low) & (gradient > 0)) | ((value > high) & (gradient < 0))
         return gradient.masked_fill(blocked, 0), None, None
