@@ -11,8 +11,9 @@ from PIL import Image
 
 from bayesq import bitstream
 from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, XMP, File, Header, Mode
-from bayesq.errors import BitstreamError, ImageError, ModelError
+from bayesq.errors import BitstreamError, ImageError
 from bayesq.io import normalized, to_image, to_tensor
+from bayesq.quality import level_of, quality_of
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -83,9 +84,7 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
         ImageError: the picture has more than 8 bits a sample, no pixels, or more than `MAX_PIXELS`.
         ModelError: the quality is not in its range.
     """
-    if not 0 <= quality <= 100:
-        raise ModelError(f"quality must lie between 0 and 100, not {quality:g}")
-    level = round(quality * 255 / 100)
+    level = level_of(quality)
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
     pixels = normalized(image)
@@ -178,7 +177,7 @@ def describe(data: bytes) -> Description:
         mode=_colours(header) + ("A" if ALPHA in head.chunks else ""),
         model_id=header.model_id.hex(),
         level=header.level,
-        quality=header.level * 100 / 255,
+        quality=quality_of(header.level),
         bytes=len(data),
         bits_per_pixel=8 * len(data) / (header.width * header.height),
         tile_grid=(header.columns, header.rows),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LEVELS = 256
+from bayesq.quality import LEVELS
+
 ANCHORS = 9
 LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
 

@@ -1,0 +1,97 @@
+"""What every inference algorithm shares: the posterior it is after, and the shape of its loop.
+
+algorithm = VBLE(posterior)
+state = algorithm.init(x0)
+for _ in range(100):
+    state, info = algorithm.step(state, generator)
+pictures = algorithm.sample(state, 32, generator)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from bayesq.cells import Cell
+from bayesq.codec import Codec
+from bayesq.likelihoods import Likelihood
+from bayesq.prior import log_density
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is worth watching in a step, summed over the batch.
+
+    Attributes:
+        elbo: Evidence lower bound (for a point estimate, the log of the joint density), nats.
+        log_likelihood: log p(y | x), nats.
+        bits: −log₂ of the prior's density, bits.
+    """
+
+    elbo: float
+    log_likelihood: float
+    bits: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """p(z | y) ∝ p(y | g_s(z)) p(z): a measurement, its likelihood, and a codec as prior.
+
+    Attributes:
+        y: The measurement, whatever shape the likelihood takes; the first dimension is the batch.
+        likelihood: p(y | x).
+        codec: Decoder and prior of the latents.
+        level: ``(B,)`` quality level of the prior: its bitrate, VBLE's α.
+        size: Height and width of the picture.
+        prior_weight: Power of the prior; 1 is Bayes' rule.
+    """
+
+    y: Tensor
+    likelihood: Likelihood
+    codec: Codec
+    level: Tensor
+    size: tuple[int, int]
+    prior_weight: float = 1.0
+
+    def picture(self, values: Sequence[Tensor]) -> Tensor:
+        """g_s of latents in the order of the walk: ``(B, 3, H, W)``, not clipped."""
+        return self.codec.picture(values, *self.size, self.level)
+
+    def log_likelihood(self, values: Sequence[Tensor]) -> Tensor:
+        """log p(y | g_s(z)), nats, ``(B,)``; pictures are clipped to [−0.1, 1.1] as in VBLE's code."""
+        return self.likelihood.log_prob(self.y, self.picture(values).clamp(-0.1, 1.1))
+
+    def log_prior(self, values: Sequence[Tensor]) -> Tensor:
+        """log p(z), nats, ``(B,)``."""
+        return log_density(self.codec.walk(len(self.level), *self.size, self.level), values)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's latents for pictures ``(B, 3, H, W)``: where a search may start."""
+        return [target.clone() for target in self.codec.targets(x, self.level)]
+
+
+class Algorithm(Protocol, Generic[State]):
+    """An inference algorithm; the caller owns the loop."""
+
+    def init(self, x0: Tensor) -> State:
+        """State that starts from pictures ``(B, 3, H, W)`` in [0, 1]."""
+        ...
+
+    def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
+        """One iteration."""
+        ...
+
+    def cells(self, state: State) -> list[Cell]:
+        """The current approximation as cells of the latents, in the order of the walk."""
+        ...
+
+    def sample(self, state: State, n: int, generator: torch.Generator) -> Tensor:
+        """n pictures ``(n, B, 3, H, W)`` in [0, 1] from the current posterior approximation."""
+        ...
