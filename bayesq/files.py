@@ -11,7 +11,7 @@ from PIL import Image
 
 from bayesq import bitstream
 from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, XMP, File, Header, Mode
-from bayesq.errors import BitstreamError, ImageError
+from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.io import normalized, to_image, to_tensor
 from bayesq.quality import level_of, quality_of
 
