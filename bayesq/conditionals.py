@@ -70,7 +70,8 @@ class GaussianCells:
 
     Attributes:
         mean: ``(B, C, h, w)``, latent units.
-        index: Same shape; an integer wherever the latent is coded (see ``scale_of``).
+        index: Same shape (see ``scale_of``). Densities are those of the real index, codes use the nearest table; in
+            portable files it is an integer, so that both agree on every machine.
         table: CDF tables, one row per integer index; None where nothing is coded.
     """
 
@@ -99,7 +100,7 @@ class GaussianCells:
     def tables(self) -> tuple[Tensor, Tables]:
         if self.table is None:
             raise ValueError("this conditional carries no CDF tables")
-        return self.index.round().long(), self.table
+        return self.index.round().clamp(0, len(self.table.cdf) - 1).long(), self.table
 
 
 class FactorizedDensity(nn.Module):
