@@ -1,0 +1,1 @@
+"""Bridges to other libraries: one module a library, which alone knows its odd corners."""
