@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from bayesq.quality import LEVELS
 
 ANCHORS = 9
-LAMBDA_MIN, LAMBDA_MAX = 0.001, 0.25
+LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.2
 
 
 def rate_weight(level: Tensor) -> Tensor:
-    """λ of the loss λ·255²·MSE + bpp at each level: log-spaced from 0.001 at level 0 to 0.25 at level 255."""
+    """λ of the loss λ·255²·MSE + bpp at each level: log-spaced from 0.0005 at level 0 to 0.2 at level 255."""
     return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (level.float() / (LEVELS - 1))
 
 
