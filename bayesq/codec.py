@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -212,7 +213,7 @@ class Codec(nn.Module):
         state = {name: tensor.contiguous() for name, tensor in codec.state_dict().items()}
         state["tables.cdf"] = torch.from_numpy(codec.prior.tables.cdf)
         header = {"format": FORMAT, "architecture": json.dumps(asdict(self.architecture))}
-        data = safetensors_bytes(state, metadata=header)
+        data = _ordered(safetensors_bytes(state, metadata=header))
         atomic_write(path, data)
         return hashlib.sha256(data).digest()
 
@@ -238,7 +239,19 @@ class Codec(nn.Module):
             codec.prior.tables = Tables(state.pop("tables.cdf").numpy())
             codec.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"{path}: the weights do not fit their architecture ({error})") from error
+            raise ModelError(
+                f"{path}: the weights do not fit their architecture ({shorten(str(error), 200)})"
+            ) from error
         codec.prior.scales.check()
         codec.name, codec.model_id = path.parent.name, hashlib.sha256(path.read_bytes()).digest()[:8]
         return codec
+
+
+def _ordered(data: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: the library shuffles them, and a file's hash names its model."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
