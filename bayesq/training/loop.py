@@ -50,6 +50,7 @@ class Settings:
         ema: Decay of the averaged weights, which are those that are validated and released.
         seed: Of initialisation, crops, qualities and noise.
         every: Steps between validations and checkpoints.
+        start: Crops whose statistics the networks start from.
     """
 
     steps: int = 20_000
@@ -62,10 +63,11 @@ class Settings:
     ema: float = 0.998
     seed: int = 0
     every: int = 250
+    start: int = 3072
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, plateau, cosine decay."""
-        ramp = min(1.0, (step + 1) / self.warmup)
+        ramp = min(1.0, (step + 1) / max(1, self.warmup))
         start = self.steps * (1 - self.decay)
         progress = min(1.0, max(0.0, (step - start) / max(1.0, self.steps - start)))
         return self.rate * ramp * (0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
@@ -107,7 +109,7 @@ def train(
         quiet: No progress bar.
 
     Raises:
-        TrainingError: no pictures, or ``out`` does not match ``resume``.
+        TrainingError: no pictures, crops of a size that does not fit, or ``out`` does not match ``resume``.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -157,10 +159,13 @@ class _Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             self._adopt(Codec.build(architecture))
-        initialise(self.codec, self.crops, torch.Generator().manual_seed(self.settings.seed))
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        initialise(self.codec, self.crops, generator, self.settings.start)
         self.average.load_state_dict(self.codec.state_dict())
 
     def _adopt(self, codec: Codec) -> None:
+        if self.settings.crop % codec.multiple:
+            raise TrainingError(f"the side of a crop must be a multiple of {codec.multiple}, not {self.settings.crop}")
         self.codec, self.average = codec, copy.deepcopy(codec).requires_grad_(False)
         self.optimiser = torch.optim.Adam(codec.parameters(), lr=self.settings.rate, fused=True)
 
@@ -219,7 +224,7 @@ class _Trainer:
         return sum(map(math.log, losses)) / len(losses)
 
     def save(self, out: Path) -> None:
-        """Writes checkpoint, weights and log, each atomically and in this order."""
+        """Writes weights, log and checkpoint, each atomically; the last, so that a resumed run rewrites the others."""
         out.mkdir(parents=True, exist_ok=True)
         state = {f"codec.{name}": tensor for name, tensor in self.codec.state_dict().items()}
         state |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
@@ -232,9 +237,9 @@ class _Trainer:
             "progress": json.dumps(asdict(self.progress)),
         }
         state = {name: tensor.contiguous() for name, tensor in state.items()}
-        atomic_write(out / CHECKPOINT, safetensors_bytes(state, metadata=header))
         self.average.save(out / WEIGHTS)
         atomic_write(out / LOG, _csv(self.progress.log))
+        atomic_write(out / CHECKPOINT, safetensors_bytes(state, metadata=header))
 
     def restore(self, path: Path) -> None:
         """Continues from a checkpoint."""

@@ -58,4 +58,4 @@ class RateDistortionLoss(nn.Module):
 def draw_levels(count: int, generator: torch.Generator) -> Tensor:
     """Quality levels ``(count,)``, stratified over the whole range."""
     places = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    return (places * LEVELS).long()
+    return (places * LEVELS).long().clamp_max(LEVELS - 1)

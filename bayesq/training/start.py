@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ from bayesq.networks.scale import HYPER_UNIT, INDEX_UNIT
 from bayesq.networks.transforms import BLOCK
 from bayesq.training.data import Crops
 
-HYPER_COMPONENTS = 24
+HYPER_COMPONENTS_MAX = 24
 HYPER_DEVIATION = 5.0
 
 
@@ -32,17 +34,18 @@ def principal_blocks(pictures: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def initialise(codec: Codec, crops: Crops, generator: torch.Generator) -> None:
+def initialise(codec: Codec, crops: Crops, generator: torch.Generator, count: int = 3072) -> None:
     """Sets a newly built codec to the start described above, in place.
 
     Args:
         codec: As ``Codec.build`` returns it.
         crops: The training pictures.
         generator: Source of the crops that the statistics are taken from.
+        count: How many crops of 128 × 128 these are.
     """
     prior = codec.prior
     assert isinstance(prior, Hyperprior)
-    pictures = torch.cat([crops.draw(64, 128, generator) for _ in range(48)])
+    pictures = torch.cat([crops.draw(64, 128, generator) for _ in range(math.ceil(count / 64))])
     components, variances = principal_blocks(pictures, codec.architecture.latents)
     codec.analysis.linear.weight.copy_(components[:, :, None, None])
     codec.synthesis.linear.weight.copy_(components.T[:, :, None, None])
@@ -73,18 +76,19 @@ def _start_prior(prior: Hyperprior, energies: Tensor, log_scales: Tensor) -> Non
     mean_energy, mean_scale = energies.mean(1), log_scales.mean(1)
     centred = (energies - mean_energy[:, None]).flatten(0, 1)
     variances, vectors = torch.linalg.eigh(centred.T.double() @ centred.double() / len(centred))
+    count = min(HYPER_COMPONENTS_MAX, prior.hyper, len(variances))
     step = variances[-1].sqrt().float() / HYPER_DEVIATION
-    projection = vectors.flip(1)[:, :HYPER_COMPONENTS].T.float() / step
+    projection = vectors.flip(1)[:, :count].T.float() / step
     h = centred @ projection.T
     residual = (log_scales - mean_scale[:, None]).flatten(0, 1)
     regression = torch.linalg.lstsq(h, residual).solution.T / SCALE_STEP
 
-    prior.analysis.linear.weight[:HYPER_COMPONENTS].copy_(projection[:, :, None, None])
-    prior.analysis.shift.anchors[:, :HYPER_COMPONENTS].copy_(-mean_energy @ projection.T)
-    spread = h.view(ANCHORS, -1, HYPER_COMPONENTS).square().mean(1).sqrt()
+    prior.analysis.linear.weight[:count].copy_(projection[:, :, None, None])
+    prior.analysis.shift.anchors[:, :count].copy_(-mean_energy @ projection.T)
+    spread = h.view(ANCHORS, -1, count).square().mean(1).sqrt()
     prior.hyper_index.value.anchors.fill_(float(index_of(torch.tensor(0.2))) / INDEX_UNIT)
-    prior.hyper_index.value.anchors[:, :HYPER_COMPONENTS].copy_(index_of(spread + 0.2) / INDEX_UNIT)
+    prior.hyper_index.value.anchors[:, :count].copy_(index_of(spread + 0.2) / INDEX_UNIT)
     for layer in (prior.scales.first, prior.scales.second):
         direct = layer.weight[:, -prior.hyper :, 0, 0]
-        direct[:, :HYPER_COMPONENTS] = regression / (HYPER_UNIT * layer.weight_unit)
+        direct[:, :count] = regression / (HYPER_UNIT * layer.weight_unit)
         layer.bias.anchors.copy_((mean_scale / SCALE_STEP + index_of(torch.ones(()))) / layer.bias_unit)
