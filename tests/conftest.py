@@ -1,4 +1,22 @@
+import pytest
 from hypothesis import settings
 
 settings.register_profile("bayesq", deadline=None)  # a busy machine is not a failure
 settings.load_profile("bayesq")
+
+
+@pytest.fixture(scope="session")
+def tiny_codec():
+    """A codec of the library's own design at its analytic start, as small as can be and not exported."""
+    import torch
+
+    from bayesq.codec import Architecture, Codec
+    from bayesq.resources import data_dir
+    from bayesq.training.data import Crops, find_pictures
+    from bayesq.training.start import initialise
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        codec = Codec.build(Architecture(24, 8, (16, 16), (1, 1), (1, 1), 16))
+    initialise(codec, Crops(find_pictures([data_dir()])), torch.Generator().manual_seed(0), 64)
+    return codec.eval().requires_grad_(False)

@@ -1,0 +1,191 @@
+"""The codec: what is coded comes back, costs what the prior says, and survives saving."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import save as safetensors_bytes
+from skimage.data import astronaut
+
+from bayesq.codec import Codec
+from bayesq.errors import BitstreamError, ImageError, ModelError
+from bayesq.prior import decode
+
+SIZES = [(1, 1), (1, 40), (16, 16), (31, 33), (70, 45)]
+LEVELS = [0, 100, 255]
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_codec):
+    return tiny_codec.exported()
+
+
+def picture(height, width):
+    return torch.from_numpy(astronaut())[100 : 100 + height, 150 : 150 + width].permute(2, 0, 1)[None] / 255
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", SIZES)
+def test_files_come_back(codec, size, level):
+    x = picture(*size)
+    decoded = codec.decompress(codec.compress(x, level), *size, level)
+    assert decoded.shape == x.shape and decoded.min() >= 0 and decoded.max() <= 1
+    assert torch.equal(decoded, codec.reconstruct(x, level)[0])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_rate_is_that_of_the_file(codec, level):
+    x = picture(256, 256)
+    bits = codec.reconstruct(x, level)[1]
+    assert abs(8 * len(codec.compress(x, level)) - bits) < 0.02 * bits + 96
+
+
+def test_quality_buys_fidelity_for_bits(codec):
+    x = picture(256, 256)
+    decoded, bits = zip(*(codec.reconstruct(x, level) for level in (0, 80, 160)), strict=True)
+    errors = [float((picture - x).square().mean()) for picture in decoded]
+    assert bits[0] < bits[1] < bits[2] and errors[0] > errors[1] > errors[2]
+
+
+def test_the_exported_codec_computes_what_the_trained_one_does(tiny_codec, codec):
+    x = picture(70, 45)
+    ours, theirs = tiny_codec.quantize(x, 100), codec.quantize(x, 100)
+    for a, b in zip(ours.symbols, theirs.symbols, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(ours.nats, theirs.nats)
+
+
+def test_compression_does_not_depend_on_global_precision(codec):
+    x, before = picture(70, 45), torch.get_float32_matmul_precision()
+    expected = codec.compress(x, 100)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert codec.compress(x, 100) == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("level", [-1, 256])
+def test_levels_out_of_range_are_refused(codec, level):
+    x = picture(16, 16)
+    payload = codec.compress(x, 0)
+    for call in (
+        lambda: codec.compress(x, level),
+        lambda: codec.reconstruct(x, level),
+        lambda: codec.decompress(payload, 16, 16, level),
+    ):
+        with pytest.raises(ModelError, match="0 to 255"):
+            call()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pictures_that_are_not_finite_are_refused(codec, value):
+    x = picture(16, 16).clone()
+    x[0, 1, 2, 3] = value
+    for call in (codec.compress, codec.reconstruct):
+        with pytest.raises(ImageError, match="finite"):
+            call(x, 0)
+
+
+def test_damaged_payloads_are_refused(codec):
+    payload = codec.compress(picture(70, 45), 200)
+    middle = len(payload) // 2
+    flipped = payload[:middle] + bytes([payload[middle] ^ 16]) + payload[middle + 1 :]
+    for damaged in (flipped, payload[:-4], payload[:-1], payload + bytes(4), b""):
+        with pytest.raises(BitstreamError) as error:
+            codec.decompress(damaged, 70, 45, 200)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("height", "width", "level"), [(70, 45, 199), (70, 70, 200), (200, 45, 200)])
+def test_payloads_read_under_other_terms_are_refused(codec, height, width, level):
+    payload = codec.compress(picture(70, 45), 200)
+    with pytest.raises(BitstreamError):
+        codec.decompress(payload, height, width, level)
+
+
+def test_samples_lie_in_the_cells_of_the_file(codec):
+    x, level = picture(70, 45), 100
+    payload = codec.compress(x, level)
+    cells = decode(codec.walk(1, 70, 45, torch.tensor([level])), payload)
+    for cell, target in zip(cells, codec.targets(x, torch.tensor([level])), strict=True):
+        assert ((cell.centre - target).abs() <= 0.5 + 1e-3).all()
+    drawn = codec.sample_decode(payload, 70, 45, level, 3, torch.Generator().manual_seed(0))
+    again = codec.sample_decode(payload, 70, 45, level, 3, torch.Generator().manual_seed(0))
+    assert drawn.shape == (3, 1, 3, 70, 45) and torch.equal(drawn, again)
+    assert not torch.equal(drawn[0], drawn[1])
+    spread = (drawn - codec.decompress(payload, 70, 45, level)).square().mean().sqrt()
+    assert 0 < spread < 0.2
+
+
+def test_saving_and_loading_change_nothing(tiny_codec, codec, tmp_path):
+    first, second, x = tmp_path / "a" / "weights.safetensors", tmp_path / "b.safetensors", picture(70, 45)
+    first.parent.mkdir()
+    digest = tiny_codec.save(first)
+    loaded = Codec.load(first)
+    assert loaded.name == "a" and loaded.model_id == digest[:8]
+    payload = loaded.compress(x, 100)
+    assert payload == codec.compress(x, 100)
+    assert torch.equal(loaded.decompress(payload, 70, 45, 100), codec.reconstruct(x, 100)[0])
+    assert loaded.save(second) == digest and second.read_bytes() == first.read_bytes()
+
+
+def test_equal_codecs_are_equal_files(tiny_codec, tmp_path):
+    digests = {tiny_codec.save(tmp_path / "weights.safetensors") for _ in range(8)}
+    assert len(digests) == 1
+
+
+def damaged_weights(codec, folder):
+    path = folder / "weights.safetensors"
+    codec.save(path)
+    whole = path.read_bytes()
+    yield "cut off", whole[:-100]
+    yield "cut off in the header", whole[:50]
+    yield "empty", b""
+    yield "text", b"not weights at all"
+    yield "no metadata", safetensors_bytes({"x": torch.zeros(1)})
+    yield "another format", whole.replace(b"bayesq-codec-1", b"bayesq-codec-9")
+    size = json.dumps({"latents": 24, "hyper": 8}).replace('"', '\\"').encode()
+    yield "another architecture", whole.replace(size[:-1], size.replace(b"24", b"26")[:-1])
+    yield "unknown sizes", whole.replace(b'{\\"latents\\"', b'{\\"patents\\"')
+    yield "architecture is no object", safetensors_bytes({}, {"format": "bayesq-codec-1", "architecture": "[]"})
+
+
+def test_foreign_and_damaged_weights_are_refused(tiny_codec, tmp_path):
+    path = tmp_path / "damaged.safetensors"
+    for _, data in damaged_weights(tiny_codec, tmp_path):
+        path.write_bytes(data)
+        with pytest.raises(ModelError) as error:
+            Codec.load(path)
+        assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_missing_weights_are_refused(tmp_path):
+    with pytest.raises(ModelError):
+        Codec.load(tmp_path / "nothing.safetensors")
+
+
+def test_weights_that_break_the_integer_bound_are_refused(tiny_codec, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    codec = tiny_codec.exported()
+    codec.prior.scales.first.multiplier.fill_(-1)
+    codec.save(path)
+    with pytest.raises(ModelError, match="multiplier"):
+        Codec.load(path)
+
+
+def test_a_batch_is_coded_like_its_pictures(codec):
+    x = torch.cat([picture(48, 48), picture(48, 48).flip(3)])
+    together = codec.quantize(x, 100)
+    for number, alone in enumerate(codec.quantize(part[None], 100) for part in x):
+        for a, b in zip(together.symbols, alone.symbols, strict=True):
+            assert (a[number] != b[0]).float().mean() < 0.01  # float networks may differ in a last bit
+
+
+def test_exporting_leaves_the_codec_alone(tiny_codec):
+    before = copy.deepcopy(tiny_codec.state_dict())
+    tiny_codec.exported()
+    after = tiny_codec.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
