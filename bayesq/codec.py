@@ -56,6 +56,14 @@ class Architecture:
     synthesis_depths: tuple[int, int] = (5, 3)
     prior_width: int = 128
 
+    @classmethod
+    def from_json(cls, text: str) -> Architecture:
+        """The sizes as ``asdict`` and JSON keep them. Raises TypeError or ValueError if these are not sizes."""
+        sizes = json.loads(text)
+        if not isinstance(sizes, dict):
+            raise TypeError("the architecture is not a JSON object")
+        return cls(**{name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()})
+
 
 class Codec(nn.Module):
     """A compressive autoencoder with its latent prior.
@@ -234,14 +242,12 @@ class Codec(nn.Module):
         if metadata.get("format") != FORMAT:
             raise ModelError(f"{path}: not the weights of a bayesq codec of this version")
         try:
-            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(metadata["architecture"]).items()}
-            codec = cls.build(Architecture(**sizes)).exported()
+            codec = cls.build(Architecture.from_json(metadata["architecture"])).exported()
             codec.prior.tables = Tables(state.pop("tables.cdf").numpy())
             codec.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(
-                f"{path}: the weights do not fit their architecture ({shorten(str(error), 200)})"
-            ) from error
+            reason = shorten(str(error), 200)
+            raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
         codec.prior.scales.check()
         codec.name, codec.model_id = path.parent.name, hashlib.sha256(path.read_bytes()).digest()[:8]
         return codec

@@ -247,13 +247,13 @@ class _Trainer:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata()
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(header["architecture"]).items()}
+            architecture = Architecture.from_json(header["architecture"])
             progress, settings = json.loads(header["progress"]), json.loads(header["settings"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path}: no run to resume ({error})") from error
         if settings["seed"] != self.settings.seed:
             raise TrainingError(f"{path}: the run was seeded with {settings['seed']}, not {self.settings.seed}")
-        self._adopt(Codec.build(Architecture(**sizes)))
+        self._adopt(Codec.build(architecture))
         for part, module in (("codec.", self.codec), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
         self.progress = Progress(progress["step"], progress["seconds"], tuple(progress["log"]))
