@@ -1,0 +1,227 @@
+"""Integer layers: exact, whatever the order, the threads and the precision, and trainable."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bayesq.errors import ModelError
+from bayesq.networks.integer import (
+    ACCUMULATOR_MAX,
+    BIAS_MAX,
+    INPUT_MAX,
+    MULTIPLIER_MAX,
+    SHIFT,
+    IntegerConv,
+    TrainableIntegerConv,
+    exact_arithmetic,
+    integer_convolution,
+)
+from bayesq.networks.rate import LEVELS
+from bayesq.networks.scale import MAGNITUDES, ScaleNetwork, magnitude_code
+
+LOW, HIGH = -(2**31), 2**31
+
+
+def reference(x, weight, multiplier, bias, low, high):
+    """The layer in int64, one pixel and one channel at a time."""
+    x, weight = x.numpy().astype(np.int64), weight.numpy().astype(np.int64)
+    size = weight.shape[-1]
+    padded = np.pad(x, ((0, 0), (0, 0), (size // 2,) * 2, (size // 2,) * 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (2, 3))
+    accumulator = np.einsum("bihwkl,oikl->bohw", windows, weight)
+    shifted = accumulator * multiplier.numpy().astype(np.int64).reshape(1, -1, 1, 1) + bias.numpy().astype(np.int64)
+    return np.clip((shifted + (1 << (SHIFT - 1))) >> SHIFT, low, high)
+
+
+def problem(size, seed, at_the_bound):
+    """Inputs, weights, multipliers and biases drawn over their whole ranges, or at the very edge of them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low, high, shape):
+        return torch.randint(low, high + 1, shape, generator=generator)
+
+    inputs = ACCUMULATOR_MAX // (INPUT_MAX * 127 * size**2)
+    weight = integers(-127, 127, (3, inputs, size, size))
+    x = integers(-INPUT_MAX, INPUT_MAX, (2, inputs, 4, 5))
+    multiplier, bias = integers(1, MULTIPLIER_MAX, (3,)), integers(-BIAS_MAX, BIAS_MAX, (2, 3, 1, 1))
+    if at_the_bound:
+        weight, x = 127 * weight.sign(), INPUT_MAX * torch.ones_like(x)
+        multiplier, bias = torch.full_like(multiplier, MULTIPLIER_MAX), torch.full_like(bias, BIAS_MAX)
+    assert INPUT_MAX * weight.abs().flatten(1).sum(1).max() <= ACCUMULATOR_MAX
+    return x.float(), weight.float(), multiplier.double(), bias.double()
+
+
+@pytest.mark.parametrize("at_the_bound", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+def test_layers_are_the_integer_formula(size, at_the_bound):
+    for seed in range(10):
+        x, weight, multiplier, bias = problem(size, seed, at_the_bound)
+        for low, high in ((LOW, HIGH), (0, 255)):
+            ours = integer_convolution(x, weight, multiplier, bias, low, high)
+            theirs = reference(x, weight, multiplier, bias, low, high)
+            assert torch.equal(ours, torch.from_numpy(theirs).float())
+
+
+@contextlib.contextmanager
+def medium_precision():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+CIRCUMSTANCES = {
+    "medium precision": medium_precision,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "two threads": two_threads,
+    "no gradients": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("circumstance", CIRCUMSTANCES)
+@pytest.mark.parametrize("size", [1, 3])
+def test_layers_are_exact_whatever_is_set_globally(size, circumstance):
+    x, weight, multiplier, bias = problem(size, 0, False)
+    expected = integer_convolution(x, weight, multiplier, bias, LOW, HIGH)
+    with CIRCUMSTANCES[circumstance](), exact_arithmetic():
+        assert torch.equal(integer_convolution(x, weight, multiplier, bias, LOW, HIGH), expected)
+
+
+def test_exact_arithmetic_restores_what_was_set():
+    before = torch.get_float32_matmul_precision()
+    with medium_precision():
+        with exact_arithmetic():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_order_of_summation_does_not_matter(size):
+    x, weight, multiplier, bias = problem(size, 1, False)
+    expected = integer_convolution(x, weight, multiplier, bias, LOW, HIGH)
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(integer_convolution(x[:, order], weight[:, order], multiplier, bias, LOW, HIGH), expected)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(integer_convolution(last, weight, multiplier, bias, LOW, HIGH), expected)
+    alone = [integer_convolution(x[i : i + 1], weight, multiplier, bias[i : i + 1], LOW, HIGH) for i in range(2)]
+    assert torch.equal(torch.cat(alone), expected)
+
+
+@pytest.fixture(params=[1, 3])
+def trainable(request):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = TrainableIntegerConv(5, 4, request.param, -400, 400, weight_unit=2)
+        torch.nn.init.normal_(layer.bias.anchors)
+    return layer
+
+
+def inputs(count=8):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randint(-INPUT_MAX, INPUT_MAX + 1, (count, 5, 6, 7), generator=generator).float()
+    return x, torch.randint(LEVELS, (count,), generator=generator)
+
+
+def test_a_trainable_layer_computes_what_its_export_computes(trainable):
+    x, level = inputs()
+    output = trainable(x, level)
+    assert torch.equal(output, trainable.export()(x, level))
+    assert torch.equal(output, output.round()) and output.min() >= -400 and output.max() <= 400
+    assert output.unique().numel() > 100
+
+
+def test_a_trainable_layer_is_close_to_the_real_one(trainable):
+    x, level = inputs()
+    real = F.conv2d(x, 2 * trainable.weight, padding=trainable.weight.shape[-1] // 2) + 32 * trainable.bias(level)
+    assert (trainable(x, level) - real.clamp(-400, 400)).abs().mean() < 0.02 * real.abs().mean()
+
+
+def test_gradients_are_those_of_the_real_layer(trainable):
+    trainable.low, trainable.high = LOW, HIGH
+    x, level = inputs()
+    x.requires_grad_()
+    direction = torch.randn(8, 4, 6, 7, generator=torch.Generator().manual_seed(0))
+    (trainable(x, level) * direction).sum().backward()
+    ours = [x.grad, trainable.weight.grad, trainable.bias.anchors.grad]
+    real = F.conv2d(x, 2 * trainable.weight, padding=trainable.weight.shape[-1] // 2) + 32 * trainable.bias(level)
+    theirs = torch.autograd.grad((real * direction).sum(), [x, trainable.weight, trainable.bias.anchors])
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
+def test_gradients_at_the_clamps_lead_back_only(trainable):
+    trainable.low, trainable.high = 0, 0
+    x, level = inputs()
+    x.requires_grad_()
+    trainable(x, level).sum().backward()
+    assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e4])
+def test_any_trained_weights_can_be_exported(size):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = TrainableIntegerConv(300, 4, 3, 0, 255)
+    with torch.no_grad():
+        layer.weight.mul_(size)
+        layer.bias.anchors.fill_(1e12)
+    layer.export().check()
+
+
+def test_the_bound_is_checked():
+    layer = IntegerConv(600, 2, 1, 0, 255)
+    layer.weight[1].fill_(109)
+    layer.check()
+    layer.weight[1].fill_(110)
+    with pytest.raises(ModelError, match="too large"):
+        layer.check()
+
+
+@pytest.mark.parametrize("multiplier", [-1, 0, MULTIPLIER_MAX + 1])
+def test_multipliers_are_checked(multiplier):
+    layer = IntegerConv(3, 2, 1, 0, 255)
+    layer.multiplier[1] = multiplier
+    with pytest.raises(ModelError, match="multiplier"):
+        layer.check()
+
+
+def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ScaleNetwork(4, 6, 16)
+        for layer in network.children():
+            torch.nn.init.normal_(layer.bias.anchors, std=0.3)
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randint(-99, 100, (2, 4, 3, 2), generator=generator).float()
+    symbols, level = torch.randint(-9999, 9999, (2, 6, 6, 4), generator=generator), torch.tensor([0, 255])
+
+    def indexes():
+        features = network.features(h, level)
+        return torch.stack([network.first_pass(features, level), network.second_pass(features, symbols, level)])
+
+    trained = indexes().detach()
+    assert torch.equal(trained, trained.round()) and trained.min() >= 0 and trained.max() <= 63
+    assert trained.unique().numel() > 10
+    network.export()
+    network.check()
+    assert torch.equal(indexes(), trained)
+
+
+def test_magnitudes_are_integer_logarithms():
+    assert torch.equal(MAGNITUDES, MAGNITUDES.round()) and (MAGNITUDES.diff() >= 0).all()
+    exact = 32 * torch.log2(1 + torch.arange(256.0))
+    assert (MAGNITUDES - exact).abs().max() < 4
+    symbols = torch.tensor([0, 1, -1, 3, -(2**31) + 1, 2**31 - 1], dtype=torch.int32)
+    assert magnitude_code(symbols).tolist() == [0, 32, 32, 64, 255, 255]
