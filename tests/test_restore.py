@@ -1,0 +1,124 @@
+"""Restoration of small pictures with a codec at its analytic start."""
+
+import math
+
+import deepinv.physics as dinv
+import pytest
+import torch
+
+from bayesq import operators
+from bayesq.errors import BayesqError, ImageError, ModelError, OperatorError
+from bayesq.inference import VBLE, MAPz
+from bayesq.metrics import psnr
+from bayesq.resources import data_dir
+from bayesq.restore import restore
+from bayesq.training.data import Crops
+
+SIZE, NOISE = (64, 64), dinv.GaussianNoise(0.1)
+BOX = torch.full((1, 1, 3, 3), 1 / 9)
+FOREIGN = {
+    "valid blur": lambda: dinv.Blur(BOX, noise_model=NOISE),
+    "circular blur": lambda: dinv.Blur(BOX, padding="circular", noise_model=NOISE),
+    "blur by FFT": lambda: dinv.BlurFFT((3, *SIZE), BOX, noise_model=NOISE),
+    "circular reduction": lambda: dinv.Downsampling((3, *SIZE), filter="bicubic", factor=2, noise_model=NOISE),
+    "random projections": lambda: dinv.CompressedSensing(m=200, img_size=(3, *SIZE), noise_model=NOISE),
+    "colours to grey": lambda: dinv.Decolorize(noise_model=NOISE),
+    "photons": lambda: dinv.Denoising(dinv.PoissonNoise(0.05)),
+}
+TASKS = {
+    "denoise": lambda size: operators.denoise(size, 0.1),
+    "deblur": lambda size: operators.blur("gaussian:0.3", size, 0.1),
+    "superres": lambda size: operators.downsample(min(2, *size), size, 0.1),
+    "inpaint": lambda size: operators.inpaint(torch.ones(size), size, 0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_codec):
+    return tiny_codec.exported()
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Crops([data_dir() / "astronaut.png"]).draw(2, 64, torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def measured(picture):
+    physics = operators.denoise(SIZE, 0.1)
+    return operators.degrade(picture, physics, torch.Generator().manual_seed(0)), physics
+
+
+@pytest.mark.parametrize("algorithm", [VBLE, MAPz])
+def test_denoises_and_says_how_well(algorithm, codec, picture, measured):
+    y, physics = measured
+    result = restore(y, physics, codec=codec, quality=30, algorithm=algorithm, steps=40, samples=8)
+    assert (psnr(result.mean, picture) > psnr(y, picture) + 2).all()
+    assert result.samples.shape == (8, *y.shape)
+    assert result.mean.min() >= 0 and result.mean.max() <= 1
+    torch.testing.assert_close(result.mean, result.samples.mean(0))
+    torch.testing.assert_close(result.std, result.samples.std(0))
+    assert (result.std > 0).any() == (algorithm is VBLE)
+    assert len(result.trace) == 40 and result.trace[-1].elbo > result.trace[0].elbo
+    assert [cell.centre.shape[0] for cell in result.cells] == [2, 2, 2]
+    assert not any(cell.centre.requires_grad or cell.width.requires_grad for cell in result.cells)
+    assert result.quality == pytest.approx(30, abs=0.2) and result.seconds > 0
+
+
+def test_quality_follows_the_noise_unless_given(codec, measured):
+    results = [restore(*measured, codec=codec, quality=q, steps=1, samples=2) for q in (None, 0, 100)]
+    assert 0 <= results[0].quality <= 100
+    assert [result.quality for result in results[1:]] == [0, 100]
+
+
+def test_generator_settles_everything(codec, measured):
+    def mean(seed: int | None) -> torch.Tensor:
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return restore(*measured, codec=codec, steps=3, samples=2, generator=generator).mean
+
+    assert torch.equal(mean(4), mean(4))
+    assert torch.equal(mean(None), mean(0))
+    assert not torch.equal(mean(4), mean(5))
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_any_operator_of_deepinv(name, codec, picture):
+    physics = FOREIGN[name]()
+    with torch.no_grad():
+        y = physics(picture)
+    result = restore(y, physics, codec=codec, quality=30, steps=10, samples=2)
+    assert result.mean.shape == picture.shape and result.mean.isfinite().all()
+    assert result.trace[-1].elbo > result.trace[0].elbo
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (33, 1), (2, 3), (31, 65)])
+@pytest.mark.parametrize("task", TASKS)
+def test_any_size(task, size, codec):
+    x = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    try:
+        physics = TASKS[task](size)
+    except OperatorError as error:  # the kernel is larger than the picture
+        assert task == "deblur" and min(size) < 3 and "\n" not in str(error)
+        return
+    y = operators.degrade(x, physics, torch.Generator().manual_seed(0))
+    result = restore(y, physics, codec=codec, steps=2, samples=2)
+    assert result.mean.shape == x.shape and result.mean.isfinite().all() and result.std.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"y": torch.full((1, 3, *SIZE), math.nan)}, ImageError),
+        ({"quality": -1}, ModelError),
+        ({"quality": 101}, ModelError),
+        ({"quality": math.nan}, ModelError),
+        ({"samples": 1}, OperatorError),
+        ({"physics": dinv.Denoising(dinv.ZeroNoise())}, OperatorError),
+        ({"physics": dinv.Denoising(dinv.LaplaceNoise(0.1))}, OperatorError),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(change, error, codec, measured):
+    y, physics = measured
+    with pytest.raises(error) as caught:
+        restore(**{"y": y, "physics": physics, "codec": codec, "steps": 1, **change})
+    assert isinstance(caught.value, BayesqError) and "\n" not in str(caught.value)
