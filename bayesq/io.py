@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIPE = "-"
+_METADATA = ("icc_profile", "exif", "xmp")
 # Decoded pictures should not be compressed with loss a second time, or as little as the format can.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
@@ -65,9 +66,7 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     form = Image.registered_extensions().get(suffix, "")
     if form not in Image.SAVE:
         raise ImageError(f"{path}: no picture format is called {suffix!r}")
-    options = _SAVE_OPTIONS.get(form, {}) | {
-        key: image.info[key] for key in ("icc_profile", "exif", "xmp") if image.info.get(key)
-    }
+    options = _SAVE_OPTIONS.get(form, {}) | {key: image.info[key] for key in _METADATA if image.info.get(key)}
     if form == "PNG" and "xmp" in options:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", options["xmp"].decode("utf-8", "replace"))
@@ -145,6 +144,27 @@ def to_image(x: Tensor) -> Image.Image:
 
     samples = (x.detach() * 255).round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).cpu().numpy()
     return Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
+
+
+def is_grey(image: Image.Image) -> bool:
+    """Whether a picture has no colours."""
+    return normalized(image).mode.startswith("L")
+
+
+def like(x: Tensor, image: Image.Image) -> Image.Image:
+    """A picture in the manner of another: grey where that is, with its metadata, and its alpha resized to fit.
+
+    Args:
+        x: (1, 3, H, W), or (1, 1, H, W) for a grey picture, in [0, 1].
+        image: the picture of which x is another version.
+    """
+    original = normalized(image)
+    picture = to_image(x.mean(1, keepdim=True) if original.mode.startswith("L") else x)
+    if original.mode.endswith("A"):
+        picture.putalpha(original.getchannel("A").resize(picture.size, Image.Resampling.BICUBIC))
+    foreign = {"icc_profile"} if image.mode in ("CMYK", "LAB") else set()  # a profile of other colours
+    picture.info |= {key: image.info[key] for key in {*_METADATA} - foreign if image.info.get(key)}
+    return picture
 
 
 def _is_deep(raw_mode: str) -> bool:

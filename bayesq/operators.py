@@ -84,8 +84,10 @@ def downsample(factor: int, size: Size, sigma: float | str) -> LinearPhysics:
     Raises:
         OperatorError: the factor is not an integer from 1 to the smaller side of the picture.
     """
-    if not isinstance(factor, int) or not 1 <= factor <= min(size):
-        raise OperatorError(f"the scale must be an integer from 1 to {min(size)} for a {_by(size)} picture: {factor}")
+    if not isinstance(factor, int) or factor < 1:
+        raise OperatorError(f"the scale must be an integer of at least 1: {factor}")
+    if factor > min(size):
+        raise OperatorError(f"a {_by(size)} picture is too small for a scale of {factor}")
     return BicubicDownsampling(factor, size, GaussianNoise(parse_noise(sigma)))
 
 
@@ -178,6 +180,21 @@ def parse_mask(mask: str | Path | ArrayLike | Tensor, size: Size) -> Tensor:
     observed = values > values.max() / 2
     observed = observed[:1] if (observed == observed[:1]).all() else observed
     return torch.from_numpy(observed).float()[None]
+
+
+def random_mask(text: str, size: Size, generator: torch.Generator) -> Tensor:
+    """Draws the mask ``"random:P"``, (1, 1, H, W) of 0 and 1: each pixel is observed with probability P.
+
+    Raises:
+        OperatorError: P is not a number in (0, 1].
+    """
+    try:
+        share = float(text.removeprefix("random:"))
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise OperatorError(f"a random mask is written random:P, with a share P of observed pixels in (0, 1]: {text}")
+    return (torch.rand(1, 1, *size, generator=generator) < share).float()
 
 
 def initial_image(y: Tensor, physics: Physics) -> Tensor:

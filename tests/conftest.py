@@ -20,3 +20,11 @@ def tiny_codec():
         codec = Codec.build(Architecture(24, 8, (16, 16), (1, 1), (1, 1), 16))
     initialise(codec, Crops(find_pictures([data_dir()])), torch.Generator().manual_seed(0), 64)
     return codec.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def small_codec_path(tiny_codec, tmp_path_factory) -> str:
+    """The weights file of that codec."""
+    path = tmp_path_factory.mktemp("tiny") / "weights.safetensors"
+    tiny_codec.save(path)
+    return str(path)

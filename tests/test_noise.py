@@ -5,7 +5,7 @@ from skimage import data
 
 from bayesq import operators
 from bayesq.errors import ImageError
-from bayesq.noise import estimate_sigma
+from bayesq.noise import estimate_masked_sigma, estimate_sigma
 
 PHOTOGRAPHS = ["astronaut", "chelsea", "coffee", "rocket"]
 
@@ -80,3 +80,20 @@ def test_a_constant_picture_has_no_noise():
 def test_hopeless_pictures_are_refused(y):
     with pytest.raises(ImageError, match=r"^[^\n]+$"):
         estimate_sigma(y)
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize("sigma", [10 / 255, 40 / 255])
+def test_noise_between_holes(share, sigma):
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 96)[:, None] * torch.linspace(0.2, 1, 80)
+    observed = (torch.rand(1, 1, 96, 80, generator=generator) < share).float()
+    y = observed * (ramp + sigma * torch.randn(1, 3, 96, 80, generator=generator))
+    assert estimate_masked_sigma(y, observed) == pytest.approx(sigma, rel=0.12)
+
+
+def test_noise_of_lone_pixels_is_unknown():
+    observed = torch.zeros(1, 1, 96, 80)
+    observed[..., ::2, ::2] = 1
+    with pytest.raises(ImageError, match="so few neighbouring"):
+        estimate_masked_sigma(torch.rand(1, 3, 96, 80), observed)

@@ -15,7 +15,7 @@ import bayesq
 from bayesq.cli import common
 from bayesq.errors import BayesqError
 
-COMMANDS = ["encode", "decode", "info", "models", "train", "bench"]
+COMMANDS = ["restore", "degrade", "encode", "decode", "info", "models", "train", "bench"]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,8 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bayesq.errors import BayesqError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PIPE = "-"
 
@@ -100,6 +104,15 @@ def write(path: str, data: bytes) -> None:
         from bayesq.io import atomic_write
 
         atomic_write(path, data)
+
+
+def write_deviation(deviation: "Tensor", path: str) -> float:
+    """Writes a map (1, 1, H, W) of standard deviations as a grey picture. Returns the one that is shown as white."""
+    from bayesq.io import to_image, write_image
+
+    white = deviation.max().item()
+    write_image(to_image(deviation / max(white, 1e-12)), path)
+    return white
 
 
 def print_json(value: object) -> None:

@@ -1,12 +1,8 @@
 """``bayesq decode``: a ``.bq`` file to a picture, and to a map of what the file leaves open."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from bayesq.cli import common
-
-if TYPE_CHECKING:
-    from bayesq.codec import Codec
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -46,22 +42,12 @@ def run(args: argparse.Namespace) -> int:
     summary = {"input": args.input, "output": output, "width": image.width, "height": image.height, "mode": image.mode}
     common.say(args, f"Decoded {image.width} x {image.height}, {image.mode}.")
     if args.std:
-        white = _write_deviation(data, codec, args)
+        import torch
+
+        deviation = files.deviation(data, codec, args.samples, torch.Generator().manual_seed(args.seed))
+        white = common.write_deviation(deviation, args.std)
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}
         common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
     if args.json:
         common.print_json(summary)
     return 0
-
-
-def _write_deviation(data: bytes, codec: "Codec", args: argparse.Namespace) -> float:
-    """Writes the map, and returns the standard deviation that is shown as white."""
-    import torch
-
-    from bayesq import files
-    from bayesq.io import to_image, write_image
-
-    deviation = files.deviation(data, codec, args.samples, torch.Generator().manual_seed(args.seed))
-    white = deviation.max().item()
-    write_image(to_image(deviation / max(white, 1e-12)), args.std)
-    return white

@@ -1,0 +1,58 @@
+"""``bayesq degrade``: what ``bayesq restore`` repairs, made from a good picture."""
+
+import argparse
+from pathlib import Path
+
+from bayesq.cli import common, tasks
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "degrade", help="spoil a picture, for tests", description="Degrades a picture as `bayesq restore` takes it."
+    )
+    for task in tasks.add_task_parsers(parser, run):
+        task.add_argument(
+            "--noise", default="10/255", metavar="STD", help="as 0.05 or 25/255 of white (default: %(default)s)"
+        )
+        task.add_argument("--seed", type=int, default=0, help="of the noise and the mask (default: %(default)s)")
+        if task.get_default("task") == "inpaint":
+            task.add_argument("--save-mask", metavar="FILE", help="where to (default for random:P: OUT.mask.png)")
+        common.add_output_options(task)
+        common.add_talk_options(task)
+
+
+def run(args: argparse.Namespace) -> int:
+    mask_path = _mask_path(args) if args.task == "inpaint" else None
+    common.check_outputs(args, args.output, *([mask_path] if mask_path else []))
+
+    import torch
+
+    from bayesq import operators
+    from bayesq.io import is_grey, like, read_image, to_image, to_tensor, write_image
+
+    image = read_image(args.input)
+    x = to_tensor(image)
+    size = (x.shape[2], x.shape[3])
+    generator = torch.Generator().manual_seed(args.seed)
+    if args.task == "inpaint" and args.mask.startswith("random:"):
+        args.mask = operators.random_mask(args.mask, size, generator)
+    physics = tasks.physics(args, size, args.noise)
+    y = operators.degrade(x, physics, generator)
+    write_image(like(y[:, :1] if is_grey(image) else y, image), args.output)
+    sigma = operators.parse_noise(args.noise)
+    summary = {"task": args.task, "input": args.input, "output": args.output, "noise": sigma, "seed": args.seed}
+    if mask_path:
+        write_image(to_image(physics.mask), mask_path)
+        summary |= {"mask": mask_path, "observed": physics.mask.mean().item()}
+    if args.json:
+        common.print_json(summary)
+    common.say(args, f"Wrote {y.shape[3]} x {y.shape[2]}, noise {255 * sigma:.2f}/255.")
+    if mask_path:
+        common.say(args, f"The mask of observed pixels is {mask_path}.")
+    return 0
+
+
+def _mask_path(args: argparse.Namespace) -> str | None:
+    if args.save_mask or not args.mask.startswith("random:"):
+        return args.save_mask
+    return "mask.png" if args.output == common.PIPE else str(Path(args.output).with_suffix(".mask.png"))

@@ -1,0 +1,118 @@
+"""``bayesq restore``: a degraded picture to its posterior mean, and a map of how uncertain that is."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bayesq.cli import common, tasks
+from bayesq.errors import BayesqError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "restore",
+        help="restore a degraded picture",
+        description="Restores a degraded picture, with its uncertainty. Grey and alpha are kept.",
+    )
+    for task in tasks.add_task_parsers(parser, run):
+        task.add_argument(
+            "--noise",
+            default="auto",
+            metavar="STD",
+            help="standard deviation, as 0.05 or 25/255 of white; auto: measured (default: %(default)s)",
+        )
+        task.add_argument(
+            "-q", "--quality", type=common.quality, metavar="0..100", help="of the prior; default: by the noise"
+        )
+        task.add_argument("--steps", type=common.positive, default=100, metavar="N", help="default: %(default)s")
+        task.add_argument(
+            "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
+        )
+        task.add_argument("--point", action="store_true", help="the most probable latents alone, without uncertainty")
+        task.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
+        task.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
+        task.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
+        task.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
+        common.add_output_options(task)
+        common.add_talk_options(task)
+
+
+def run(args: argparse.Namespace) -> int:
+    common.check_outputs(args, args.output, *([args.std] if args.std else []))
+    if args.point and (args.std or args.save_samples):
+        raise BayesqError("a point estimate has no spread: leave out --point, or --std and --save-samples")
+
+    import torch
+
+    from bayesq import zoo
+    from bayesq.inference import VBLE, MAPz
+    from bayesq.io import is_grey, like, read_image, to_tensor, write_image
+    from bayesq.likelihoods import Gaussian
+    from bayesq.operators import parse_noise
+    from bayesq.restore import restore
+
+    image = read_image(args.input)
+    grey = is_grey(image)
+    y = to_tensor(image)
+    scale = getattr(args, "scale", 1)
+    size = (y.shape[2] * scale, y.shape[3] * scale)
+    with common.about(args.input):
+        sigma = _measured_noise(args, y) if args.noise == "auto" else parse_noise(args.noise)
+    physics = tasks.physics(args, size, sigma)
+    codec = zoo.load(args.model)
+    restoration = restore(
+        y,
+        physics,
+        codec=codec,
+        # The three channels of a grey picture are one observation, and so is their noise.
+        likelihood=Gaussian(physics, sigma * 3**0.5 if grey else sigma),
+        quality=args.quality,
+        algorithm=MAPz if args.point else VBLE,
+        steps=args.steps,
+        samples=args.samples,
+        generator=torch.Generator().manual_seed(args.seed),
+        progress=not args.quiet,
+    )
+    write_image(like(restoration.mean, image), args.output)
+    summary = {
+        "task": args.task,
+        "input": args.input,
+        "output": args.output,
+        "width": size[1],
+        "height": size[0],
+        "mode": image.mode,
+        "model": codec.name,
+        "noise": sigma,
+        "quality": restoration.quality,
+        "steps": len(restoration.trace),
+        "elbo": restoration.trace[-1].elbo,
+        "seconds": restoration.seconds,
+    }
+    common.say(args, f"Restored {size[1]} x {size[0]} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")
+    common.say(args, f"Noise {255 * sigma:.2f}/255, prior of quality {restoration.quality:.0f}, model {codec.name}.")
+    draws = restoration.samples.mean(2, keepdim=True) if grey else restoration.samples
+    if args.std:
+        white = common.write_deviation(draws.var(0).mean(1, keepdim=True).sqrt(), args.std)
+        summary |= {"std": args.std, "samples": args.samples, "std_white": white}
+        common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
+    if args.save_samples:
+        folder = Path(args.save_samples)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, draw in enumerate(draws, 1):
+            write_image(like(draw, image), folder / f"sample-{i:02}.png")
+        common.say(args, f"{args.samples} draws in {folder}.")
+    if args.json:
+        common.print_json(summary)
+    return 0
+
+
+def _measured_noise(args: argparse.Namespace, y: "Tensor") -> float:
+    from bayesq.noise import estimate_masked_sigma, estimate_sigma
+    from bayesq.operators import parse_mask
+
+    if args.task == "inpaint":
+        return estimate_masked_sigma(y, parse_mask(args.mask, (y.shape[2], y.shape[3])))
+    return estimate_sigma(y)

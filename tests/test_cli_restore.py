@@ -1,0 +1,236 @@
+"""Degrading and restoring from the command line, with an untrained codec at its analytic start."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bayesq import metrics
+from bayesq.cli import main
+from bayesq.cli.tasks import SUMMARIES
+from bayesq.io import read_image, to_tensor
+from bayesq.operators import TASKS
+from bayesq.resources import data_dir
+
+SETTINGS = {
+    "denoise": [],
+    "deblur": ["--kernel", "motion:3,20"],
+    "superres": ["--scale", "2"],
+    "inpaint": ["--mask", "random:0.5"],
+}
+NOISE = ["--noise", "50/255"]
+QUICK = ["--steps", "8", "--samples", "4", "--quality", "20"]
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A picture of odd sides."""
+    path = tmp_path / "photo.png"
+    with Image.open(data_dir() / "chelsea.png") as image:
+        image.crop((100, 20, 171, 77)).save(path)
+    return path
+
+
+@pytest.fixture
+def spoilt(photo, tmp_path):
+    path = tmp_path / "spoilt.png"
+    assert main(["degrade", "denoise", str(photo), str(path), *NOISE, "--quiet"]) == 0
+    return path
+
+
+@pytest.fixture
+def restore(small_codec_path):
+    def run(task, *argv):
+        return main(["restore", task, *map(str, argv), "-m", small_codec_path, *QUICK, "--quiet"])
+
+    return run
+
+
+def psnr(a, b):
+    return metrics.psnr(to_tensor(read_image(a)), to_tensor(read_image(b))).item()
+
+
+def write(path, array):
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).save(path)
+    return path
+
+
+def test_every_task_has_a_command():
+    assert list(SUMMARIES) == list(TASKS) == list(SETTINGS)
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint"])
+def test_restoring_helps(task, photo, restore, tmp_path):
+    y, x = tmp_path / "y.png", tmp_path / "x.png"
+    assert main(["degrade", task, str(photo), str(y), *SETTINGS[task], *NOISE, "--quiet"]) == 0
+    setting = ["--mask", y.with_suffix(".mask.png")] if task == "inpaint" else []
+    assert restore(task, y, x, *setting, *NOISE) == 0
+    assert psnr(photo, x) > psnr(photo, y) + 3
+
+
+@pytest.mark.parametrize("task", ["deblur", "superres"])
+def test_other_operators_run(task, photo, restore, tmp_path):
+    y, x = tmp_path / "y.png", tmp_path / "x.png"
+    assert main(["degrade", task, str(photo), str(y), *SETTINGS[task], "--noise", "0.1", "--quiet"]) == 0
+    assert restore(task, y, x, *SETTINGS[task], "--noise", "0.1") == 0
+    expected = {"deblur": (71, 57), "superres": (70, 56)}[task]
+    assert read_image(x).size == expected
+
+
+def test_summary_as_json(photo, spoilt, restore, tmp_path, capsys):
+    std, folder = tmp_path / "std.png", tmp_path / "draws"
+    argv = ["denoise", spoilt, tmp_path / "x.png", "--json", "--std", std, "--save-samples", folder]
+    assert restore(*argv) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert captured.err == ""
+    assert (told["task"], told["steps"], told["width"], told["height"], told["mode"]) == ("denoise", 8, 71, 57, "RGB")
+    assert told["quality"] == pytest.approx(20, abs=0.2)
+    assert told["noise"] == pytest.approx(50 / 255, rel=0.2)  # measured
+    assert told["seconds"] > 0 and told["std_white"] > 0 and np.isfinite(told["elbo"])
+    assert read_image(std).mode == "L" and read_image(std).getextrema()[1] == 255
+    assert sorted(path.name for path in folder.iterdir()) == [f"sample-0{i}.png" for i in (1, 2, 3, 4)]
+    draws = [to_tensor(read_image(path)) for path in sorted(folder.iterdir())]
+    mean = to_tensor(read_image(tmp_path / "x.png"))
+    assert (torch.cat(draws).mean(0) - mean).abs().max() < 1.1 / 255
+
+
+def test_seed_decides(spoilt, restore, tmp_path):
+    pictures = []
+    for seed in ("0", "0", "1"):
+        assert restore("denoise", spoilt, tmp_path / "x.png", *NOISE, "--seed", seed) == 0
+        pictures.append(read_image(tmp_path / "x.png").tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_point_estimate(spoilt, photo, restore, tmp_path, capsys):
+    assert restore("denoise", spoilt, tmp_path / "x.png", *NOISE, "--point") == 0
+    assert psnr(photo, tmp_path / "x.png") > psnr(photo, spoilt) + 3
+    assert restore("denoise", spoilt, tmp_path / "x.png", "--point", "--std", tmp_path / "s.png") == 1
+    assert "a point estimate has no spread" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+def test_modes_come_back(mode, photo, restore, tmp_path):
+    kept = {"P": "RGB", "1": "L"}.get(mode, mode)
+    y, x = tmp_path / "y.png", tmp_path / "x.png"
+    image = read_image(photo)
+    if mode.endswith("A"):
+        image.putalpha(image.getchannel("R"))
+    image.convert(mode).save(photo)
+    assert main(["degrade", "denoise", str(photo), str(y), *NOISE, "--quiet"]) == 0
+    assert restore("denoise", y, x, *NOISE) == 0
+    for path in (y, x):
+        image = read_image(path)
+        assert (image.mode, image.size) == (kept, (71, 57))
+        if kept.endswith("A"):
+            assert image.getchannel("A").tobytes() == read_image(photo).getchannel("A").tobytes()
+
+
+def test_grey_noise_has_the_level_asked_for(tmp_path):
+    write(tmp_path / "x.png", np.full((128, 128), 128))
+    assert main(["degrade", "denoise", str(tmp_path / "x.png"), str(tmp_path / "y.png"), "--noise", "20/255"]) == 0
+    assert np.asarray(read_image(tmp_path / "y.png")).std() == pytest.approx(20, rel=0.05)
+
+
+def test_degrading_is_seeded(photo, tmp_path):
+    pictures = []
+    for seed in ("0", "0", "1"):
+        argv = ["degrade", "inpaint", str(photo), str(tmp_path / "y.png"), "--mask", "random:0.3", "--seed", seed]
+        assert main([*argv, "--quiet"]) == 0
+        pictures.append((tmp_path / "y.png").read_bytes() + (tmp_path / "y.mask.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_mask_goes_where_told_and_blanks(photo, tmp_path, capsys):
+    y, mask = tmp_path / "y.png", tmp_path / "m.png"
+    argv = ["degrade", "inpaint", str(photo), str(y), "--mask", "random:0.25", "--save-mask", str(mask), "--json"]
+    assert main([*argv, "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    hidden = np.asarray(read_image(mask)) == 0
+    assert told["mask"] == str(mask) and told["observed"] == pytest.approx(0.25, abs=0.03)
+    assert told["observed"] == pytest.approx(1 - hidden.mean())
+    assert not np.asarray(read_image(y))[hidden].any()
+
+
+def test_pipes(photo, small_codec_path, monkeypatch, capsysbinary):
+    def pipe(data, *argv):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert main([*argv, *NOISE, "--quiet"]) == 0
+        return capsysbinary.readouterr().out
+
+    y = pipe(photo.read_bytes(), "degrade", "denoise", "-", "-")
+    x = pipe(y, "restore", "denoise", "-", "-", "-m", small_codec_path, *QUICK)
+    with Image.open(io.BytesIO(x)) as image:
+        assert (image.format, image.size) == ("PNG", (71, 57))
+
+
+@pytest.mark.parametrize("command", ["restore", "degrade"])
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("denoise", ["--noise=-0.1"], "between 0 and 1"),
+        ("denoise", ["--noise", "25"], "write 25/255"),
+        ("denoise", ["--noise", "loud"], "a number or a fraction"),
+        ("deblur", ["--kernel", "gaussian:100", *NOISE], "kernel is larger than"),
+        ("deblur", ["--kernel", "nowhere.png", *NOISE], "cannot read the kernel nowhere.png"),
+        ("superres", ["--scale", "0", *NOISE], "at least 1"),
+        ("inpaint", ["--mask", "{black}", *NOISE], "at least one observed pixel"),
+        ("inpaint", ["--mask", "{large}", *NOISE], "does not fit"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(command, task, options, message, photo, restore, tmp_path, capsys):
+    masks = {
+        "black": write(tmp_path / "black.png", np.zeros((57, 71))),
+        "large": write(tmp_path / "large.png", np.ones((64, 64))),
+    }
+    argv = [photo, tmp_path / "out.png", *(option.format(**masks) for option in options)]
+    run = restore if command == "restore" else lambda task, *argv: main(["degrade", task, *map(str, argv)])
+    assert run(task, *argv) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bayesq: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err and "(-vv shows where)" not in captured.err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("text", ["random:", "random:0", "random:1.5", "random:nan"])
+def test_random_masks_observe_some_share(text, photo, tmp_path, capsys):
+    assert main(["degrade", "inpaint", str(photo), str(tmp_path / "y.png"), "--mask", text]) == 1
+    assert "(0, 1]" in capsys.readouterr().err
+
+
+def test_noise_of_a_small_picture_must_be_given(restore, tmp_path, capsys):
+    small = write(tmp_path / "small.png", np.full((20, 20, 3), 99))
+    assert restore("denoise", small, tmp_path / "x.png") == 1
+    assert f"bayesq: error: {small}: noise cannot be estimated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["restore", "degrade"])
+def test_missing_input(command, tmp_path, capsys):
+    missing = str(tmp_path / "nowhere.png")
+    assert main([command, "denoise", missing, str(tmp_path / "x.png")]) == 1
+    assert capsys.readouterr().err == f"bayesq: error: {missing}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["restore"],
+        ["restore", "magic", "a.png", "b.png"],
+        ["restore", "denoise", "a.png"],
+        ["restore", "deblur", "a.png", "b.png"],
+        ["restore", "inpaint", "a.png", "b.png"],
+        ["restore", "denoise", "a.png", "b.png", "--kernel", "gaussian:1"],
+        ["restore", "denoise", "a.png", "b.png", "--steps", "0"],
+        ["restore", "denoise", "a.png", "b.png", "--samples", "1"],
+        ["degrade", "superres", "a.png", "b.png", "--scale", "half"],
+    ],
+)
+def test_wrong_usage_exits_with_2(argv):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
