@@ -1,0 +1,193 @@
+"""Training: reproducible, resumable at any moment, and started where it already compresses."""
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import astronaut
+
+from bayesq.codec import Architecture, Codec
+from bayesq.errors import TrainingError
+from bayesq.networks.rate import LAMBDA_MAX, rate_weight
+from bayesq.training.data import Crops, find_pictures
+from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
+from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
+from bayesq.training.start import initialise
+
+TINY = Architecture(8, 4, (16, 16), (1, 1), (1, 1), 16)
+SETTINGS = Settings(steps=40, batch=2, crop=32, rate=1e-3, warmup=5, every=5, start=64)
+KILLED_RUN = """
+import torch
+from pathlib import Path
+from bayesq.codec import Architecture
+from bayesq.training.loop import Settings, train
+torch.set_num_threads({threads})
+train([Path({data!r})], Path({out!r}), {settings!r}, {architecture!r}, Path({validation!r}), quiet=True)
+"""
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    Image.fromarray(astronaut()[:160, 160:320]).save(folder / "a.png")
+    (folder / "below").mkdir()
+    Image.fromarray(astronaut()[200:340, 100:300]).save(folder / "below" / "b.PNG")
+    Image.fromarray(astronaut()[:40, :40]).save(folder / "small.png")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("validation")
+    Image.fromarray(astronaut()[400:464, 300:370]).save(folder / "c.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, validation, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train([data], out, SETTINGS, TINY, validation, quiet=True) == out / WEIGHTS
+    return out
+
+
+def start(data):
+    with torch.random.fork_rng():
+        torch.manual_seed(SETTINGS.seed)
+        codec = Codec.build(TINY)
+    initialise(codec, Crops(find_pictures([data])), generator(), 64)
+    return codec
+
+
+def test_a_killed_run_resumes_to_the_same_weights(whole_run, data, validation, tmp_path):
+    out = tmp_path / "killed"
+    terms = {"data": str(data), "out": str(out), "validation": str(validation), "threads": torch.get_num_threads()}
+    code = KILLED_RUN.format(**terms, settings=SETTINGS, architecture=TINY)
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (out / CHECKPOINT).exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    train([data], out, SETTINGS, None, validation, resume=True, quiet=True)
+    assert (out / WEIGHTS).read_bytes() == (whole_run / WEIGHTS).read_bytes()
+
+
+def test_the_log_tells_rate_and_distortion(whole_run):
+    with open(whole_run / LOG, newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20, 25, 30, 35, 40]
+    last = rows[-1]
+    assert 0 < last["bpp_0"] < last["bpp_128"] < last["bpp_255"]
+    assert 15 < last["psnr_0"] < last["psnr_255"] < 60
+    assert last["validation"] < rows[0]["validation"]
+
+
+def test_training_lowers_the_loss(whole_run, data):
+    crops = Crops(find_pictures([data])).draw(16, 32, generator(5))
+
+    @torch.no_grad()
+    def loss(codec):
+        return float(RateDistortionLoss(codec)(crops, torch.arange(16) * 17, generator()).loss.mean())
+
+    assert loss(Codec.load(whole_run / WEIGHTS)) < loss(start(data))
+
+
+def test_the_released_weights_code(whole_run):
+    codec = Codec.load(whole_run / WEIGHTS)
+    x = torch.from_numpy(astronaut())[:50, :70].permute(2, 0, 1)[None] / 255
+    assert torch.equal(codec.decompress(codec.compress(x, 90), 50, 70, 90), codec.reconstruct(x, 90)[0])
+
+
+def test_the_start_compresses_already(data):
+    x = torch.from_numpy(astronaut())[64:192, 160:288].permute(2, 0, 1)[None] / 255
+    decoded, bits = start(data).eval().reconstruct(x, 128)
+    assert float((decoded - x).square().mean()) < 0.35 * float((x - x.mean((2, 3), keepdim=True)).square().mean())
+    assert 0.01 < bits / 128**2 < 1
+
+
+def test_the_start_depends_on_the_generator_alone(data):
+    first, second = start(data).state_dict(), start(data).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_loss_is_made_of_its_parts(tiny_codec, data):
+    crops, level = Crops(find_pictures([data])).draw(3, 32, generator()), torch.tensor([0, 100, 255])
+    result = RateDistortionLoss(tiny_codec)(crops, level, generator())
+    weight = rate_weight(level)
+    expected = (weight * 255**2 * result.mse + result.bpp) * (LAMBDA_MAX / weight) ** BALANCE
+    assert result.loss.shape == (3,) and torch.allclose(result.loss, expected)
+    assert (result.bpp > 0).all() and result.bpp[0] < result.bpp[2] and (result.mse > 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 300])
+def test_levels_are_stratified(count):
+    levels = torch.stack([draw_levels(count, generator(seed)) for seed in range(50)])
+    assert levels.min() >= 0 and levels.max() <= 255
+    strata = torch.arange(count) * 256 / count
+    ordered = levels.sort(1).values
+    assert (ordered >= strata.floor()).all() and (ordered <= strata + 256 / count).all()
+    assert abs(levels.float().mean() - 127.5) < 3 * 74 / 50**0.5
+
+
+def test_the_learning_rate_warms_up_stays_and_decays():
+    settings = Settings(steps=1000, rate=1.0, warmup=100, decay=0.3)
+    rates = np.array([settings.learning_rate(step) for step in range(1001)])
+    assert np.allclose(rates[:100], np.arange(1, 101) / 100)
+    assert np.allclose(rates[100:700], 1) and (np.diff(rates[700:]) < 0).all()
+    assert rates[1000] == pytest.approx(0.02)
+    assert Settings(warmup=0, decay=0).learning_rate(0) == Settings().rate
+
+
+def test_crops_depend_on_the_generator_alone(data):
+    crops = Crops(find_pictures([data]))
+    first, second, third = (crops.draw(6, 32, generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, second) and not torch.equal(first, third)
+    assert torch.equal(first, Crops(find_pictures([data])).draw(6, 32, generator()))
+    assert first.shape == (6, 3, 32, 32) and first.dtype == torch.float32
+    assert first.min() >= 0 and first.max() <= 1
+
+
+def test_crops_are_parts_of_the_pictures(data):
+    whole = torch.from_numpy(astronaut()[:40, :40]).permute(2, 0, 1) / 255
+    drawn = Crops([data / "small.png"]).draw(40, 40, generator())
+    variants = [v for flip in (whole, whole.flip(2)) for v in (flip, flip.transpose(1, 2))]
+    matches = torch.tensor([[torch.equal(crop, variant) for variant in variants] for crop in drawn])
+    assert (matches.sum(1) == 1).all() and (matches.sum(0) > 0).all()
+
+
+def test_pictures_are_found_below_the_folder(data):
+    assert [path.name for path in find_pictures([data])] == ["a.png", "b.PNG", "small.png"]
+
+
+def test_runs_that_cannot_start(whole_run, data, tmp_path):
+    empty, broken = tmp_path / "empty", tmp_path / "broken"
+    empty.mkdir()
+    broken.mkdir()
+    (broken / CHECKPOINT).write_bytes((whole_run / CHECKPOINT).read_bytes()[:-50])
+    new, other_seed = tmp_path / "new", Settings(seed=1, crop=32)
+    cases = {
+        "no such folder": lambda: train([tmp_path / "nothing"], new, SETTINGS, TINY),
+        "no pictures": lambda: train([empty], new, SETTINGS, TINY),
+        "exists": lambda: train([data], whole_run, SETTINGS, TINY),
+        "no run to resume": lambda: train([data], new, SETTINGS, resume=True),
+        "no run to resume ": lambda: train([data], broken, SETTINGS, resume=True),
+        "seeded with 0": lambda: train([data], whole_run, other_seed, resume=True),
+        "multiple of 32": lambda: train([data], new, Settings(crop=40), TINY),
+        "as large as a crop": lambda: Crops([data / "small.png"]).draw(1, 64, generator()),
+    }
+    for message, call in cases.items():
+        with pytest.raises(TrainingError, match=message.strip()) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not new.exists()
