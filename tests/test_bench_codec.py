@@ -11,7 +11,7 @@ from scipy.fft import dctn, idctn
 
 from bayesq import bench
 from bayesq.bench import codec
-from bayesq.bench.curves import Curve, bd_rate, draw, read_curves
+from bayesq.bench.curves import Curve, bd_rate, read_curves
 from bayesq.bench.formats import PILLOW, Bayesq
 from bayesq.cli import main
 from bayesq.errors import BayesqError, ImageError
@@ -112,13 +112,6 @@ def test_unreadable_curves(text, tmp_path):
 def test_table_is_aligned():
     lines = bench.table(["name", "x"], [["a", "1"], ["long name", "22"]]).splitlines()
     assert lines == ["| name      |  x |", "| --------- | -: |", "| a         |  1 |", "| long name | 22 |"]
-
-
-def test_plot(tmp_path):
-    target = tmp_path / "plot.png"
-    draw(target, line("ours", [0.2, 2]), [line("jpeg", [0.5, 3], -4)], [line("vtm", [0.3, 1], 2)], "title")
-    with Image.open(target) as image:
-        assert image.size == (1200, 780)
 
 
 def test_command(folder, tmp_path, capsys):

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from bayesq import bench, zoo
+    from bayesq import bench, plot, zoo
     from bayesq.bench import codec, curves, formats
     from bayesq.errors import BayesqError
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         common.write(args.output, (json.dumps(content, indent=1) + "\n").encode())
     if args.plot:
         title = f"{Path(args.folder).name}, {count}" + ("; grey: published" if published else "")
-        curves.draw(args.plot, curve, measured, published, title)
+        plot.plot_rate_distortion(curve, measured, published, title).savefig(args.plot, dpi=150)
     return 0
 
 

@@ -1,0 +1,118 @@
+"""Figures for people: restorations with their uncertainty, sheets of pictures, rate-distortion curves.
+
+Every function returns a ``matplotlib.figure.Figure`` of its own and leaves pyplot's state alone; notebooks show it, and
+``figure.savefig`` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+    from bayesq.bench.curves import Curve
+    from bayesq.restore import Restoration
+
+PANEL = 2.6
+"""Width of a picture in a figure, inches."""
+
+Panel = tuple[str, "Tensor"]
+"""A title and a picture (1, 3, H, W) in [0, 1], or a map (1, 1, H, W) of deviations in image units."""
+
+
+def plot_restoration(restoration: Restoration, measurement: Tensor | None = None, samples: int = 3) -> Figure:
+    """Draws the first picture of a restoration: measurement, mean and standard deviation, and posterior samples below.
+
+    Args:
+        restoration: what ``bayesq.restore`` returned.
+        measurement: y; left out where it is no picture (B, 3, h, w).
+        samples: how many samples to show.
+    """
+    deviation = restoration.std[:1].square().mean(1, keepdim=True).sqrt()
+    top = [("Posterior mean", restoration.mean[:1]), ("Standard deviation", deviation)]
+    if measurement is not None and measurement.ndim == 4 and measurement.shape[1] == 3:
+        top.insert(0, ("Measurement", measurement[:1]))
+    draws = [(f"Sample {i}", draw[:1]) for i, draw in enumerate(restoration.samples[:samples], 1)]
+    return plot_contact_sheet([top, draws])
+
+
+def plot_contact_sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
+    """Draws rows of titled pictures; deviation maps get a bar that is marked in grey levels of 255."""
+    columns = max(map(len, rows))
+    heights = [max(picture.shape[-2] / picture.shape[-1] for _, picture in row) for row in rows]
+    size = (columns * PANEL + 0.5, PANEL * sum(heights) + 0.3 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for places, row in zip(grid, rows, strict=True):
+        for axes in places:
+            axes.set_axis_off()
+        for axes, (title, picture) in zip(places, row, strict=False):
+            axes.set_title(title, loc="left", fontsize=9)
+            if picture.shape[1] == 1:
+                _show_map(axes, picture)
+            else:
+                axes.imshow(picture[0].detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+    return figure
+
+
+def _show_map(axes: Axes, deviation: Tensor) -> None:
+    levels = 255 * deviation[0, 0].detach().cpu().numpy()
+    image = axes.imshow(levels, cmap="magma", vmin=0, vmax=max(float(np.quantile(levels, 0.998)), 1e-3))
+    bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.035, 1)))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.ax.set_title("/255", fontsize=7, loc="left")
+
+
+def plot_rate_distortion(curve: Curve, measured: Sequence[Curve], published: Sequence[Curve], title: str) -> Figure:
+    """Draws PSNR over bits per pixel: ``curve`` in front, then curves of the same run, then published ones."""
+    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    right = 1.05 * curve.bpp.max()
+    shades = ["#2b2b2b", "#7a5195", "#2f7f8f", "#a05a2c"]
+    styles = [(one, {"color": "#b4b4b4", "linewidth": 0.9}) for one in published]
+    styles += [
+        (one, {"color": shades[i % len(shades)], "linewidth": 1.3, "marker": "o", "markersize": 2.5})
+        for i, one in enumerate(measured)
+    ]
+    styles.append((curve, {"color": "#d1495b", "linewidth": 2.2, "marker": "o", "markersize": 4}))
+    ends = []
+    for one, style in styles:
+        order = np.argsort(one.bpp)
+        bpp, psnr = one.bpp[order], one.psnr[order]
+        axes.plot(bpp, psnr, **style)
+        x = min(bpp[-1], right)
+        ends.append((float(x), float(np.interp(x, bpp, psnr)), one.name, style["color"]))
+    inside = np.concatenate([one.psnr[one.bpp <= right] for one, _ in styles])
+    bottom, top = inside.min() - 0.5, max(end[1] for end in ends) + 0.7
+    axes.set(xlim=(0, right), ylim=(bottom, top), xlabel="bits per pixel", ylabel="PSNR, dB")
+    _label_ends(axes, ends, right, gap=(top - bottom) / 34)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(color="#ececec")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]], right: float, gap: float) -> None:
+    """Names each curve in the right margin, at the height of its end, the names at least ``gap`` apart."""
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [end[1] for end in ends]
+    for _ in range(200):
+        for i in range(len(heights) - 1):
+            push = (gap - (heights[i + 1] - heights[i])) / 2
+            if push > 0:
+                heights[i] -= push
+                heights[i + 1] += push
+    for (x, y, name, color), height in zip(ends, heights, strict=True):
+        dark = "#707070" if color == "#b4b4b4" else color
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "linestyle": ":"}
+        axes.annotate(
+            name, (x, y), (1.03 * right, height), color=dark, fontsize=8, va="center", annotation_clip=False,
+            arrowprops=line,
+        )  # fmt: skip

@@ -1,0 +1,57 @@
+"""The demonstration, with an untrained codec at its analytic start."""
+
+import contextlib
+import io
+import json
+
+import pytest
+
+from bayesq import files, metrics, zoo
+from bayesq.cli import main
+from bayesq.io import read_image, to_tensor
+
+PICTURES = ["Blurred, noisy", "Restored", "Noisy", "Denoised", "Compressed"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "new"
+
+
+@pytest.fixture(scope="module")
+def report(folder, small_codec_path):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(["demo", "--out", str(folder), "-m", small_codec_path, "--steps", "3", "--json"]) == 0
+    return json.loads(output.getvalue())
+
+
+def test_rows_are_what_the_pictures_say(report, folder):
+    photograph = to_tensor(read_image(folder / "photograph.png"))
+    assert [row["picture"] for row in report["rows"]] == PICTURES
+    for row in report["rows"]:
+        picture = to_tensor(read_image(folder / row["file"]))
+        assert metrics.psnr(picture, photograph).item() == pytest.approx(row["psnr"], abs=0.05)
+        assert metrics.ssim(picture, photograph).item() == pytest.approx(row["ssim"], abs=0.01)
+
+
+def test_file_decodes_to_the_picture_beside_it(report, folder, small_codec_path):
+    data = (folder / "compressed.bq").read_bytes()
+    decoded = files.decode(data, zoo.load(small_codec_path))
+    assert decoded.tobytes() == read_image(folder / "decompressed.png").tobytes()
+    assert report["rows"][-1]["bits_per_pixel"] == pytest.approx(8 * len(data) / 256**2)
+
+
+def test_sheet_and_samples_are_there(report, folder):
+    assert report["sheet"] == str(folder / "demo.png")
+    assert min(read_image(report["sheet"]).size) > 800
+    assert all((folder / f"sample-{i}.png").exists() for i in (1, 2, 3))
+    assert 0 <= report["coverage"] <= 1
+
+
+def test_table(tmp_path, small_codec_path, capsys):
+    assert main(["demo", "--out", str(tmp_path), "-m", small_codec_path, "--steps", "1"]) == 0
+    captured = capsys.readouterr()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in captured.out.splitlines()]
+    assert [row[0] for row in rows] == ["picture", "-" * 14, *PICTURES]
+    assert str(tmp_path / "demo.png") in captured.err

@@ -1,0 +1,73 @@
+"""Figures hold what they promise, and leave pyplot alone."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bayesq.bench.curves import Curve
+from bayesq.operators import degrade, denoise
+from bayesq.plot import plot_contact_sheet, plot_rate_distortion, plot_restoration
+from bayesq.restore import restore
+
+
+@pytest.fixture(scope="module")
+def case(tiny_codec):
+    generator = torch.Generator().manual_seed(0)
+    physics = denoise((24, 40), 0.1)
+    y = degrade(torch.rand(2, 3, 24, 40, generator=generator), physics, generator)
+    return y, restore(y, physics, codec=tiny_codec, steps=2, samples=4)
+
+
+def pictures(figure):
+    """The arrays of the pictures in a figure, by their titles."""
+    return {axes.get_title("left"): axes.images[0].get_array() for axes in figure.axes if axes.images}
+
+
+def drawn(figure):
+    figure.savefig(os.devnull, format="png")
+    return figure
+
+
+def test_restoration_shows_mean_deviation_and_samples(case):
+    y, restoration = case
+    shown = pictures(drawn(restoration.plot(y)))
+    samples = [f"Sample {i}" for i in (1, 2, 3)]
+    assert list(shown) == ["Measurement", "Posterior mean", "Standard deviation", *samples]
+    assert torch.equal(torch.tensor(shown["Posterior mean"]).permute(2, 0, 1), restoration.mean[0])
+    expected = 255 * restoration.std[0].square().mean(0).sqrt()
+    assert torch.allclose(torch.tensor(shown["Standard deviation"]), expected)
+
+
+@pytest.mark.parametrize("measurement", [None, torch.rand(1, 2, 24, 40), torch.rand(1, 100)])
+def test_measurement_that_is_no_picture_is_left_out(measurement, case):
+    assert "Measurement" not in pictures(drawn(plot_restoration(case[1], measurement)))
+
+
+def test_point_estimate_has_a_flat_map(case):
+    flat = replace(case[1], std=torch.zeros_like(case[1].std))
+    assert not pictures(drawn(plot_restoration(flat)))["Standard deviation"].any()
+
+
+def test_sheet_takes_rows_of_any_length():
+    picture = torch.rand(1, 3, 8, 20)
+    shown = pictures(drawn(plot_contact_sheet([[("a", picture)], [("b", picture), ("c", picture[:, :1])]])))
+    assert list(shown) == ["a", "b", "c"]
+    assert shown["a"].shape == (8, 20, 3) and shown["c"].shape == (8, 20)
+
+
+def test_rate_distortion_names_every_curve():
+    def line(name, offset):
+        return Curve(name, "", {"bpp": [0.2, 0.5, 1.0], "psnr-rgb": [offset + 28.0, offset + 31.0, offset + 34.0]})
+
+    axes = drawn(plot_rate_distortion(line("ours", 2), [line("jpeg", 0)], [line("vtm", 3)], "title")).axes[0]
+    assert {text.get_text() for text in axes.texts} == {"ours", "jpeg", "vtm"}
+    assert (len(axes.lines), axes.get_title("left")) == (3, "title")
+
+
+def test_pyplot_is_left_alone():
+    code = "import sys, bayesq.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
