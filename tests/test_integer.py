@@ -65,6 +65,12 @@ def test_layers_are_the_integer_formula(size, at_the_bound):
             assert torch.equal(ours, torch.from_numpy(theirs).float())
 
 
+def test_halves_are_rounded_up():
+    x, one = torch.arange(-5.0, 6.0).view(1, 1, 1, -1), torch.ones(1, dtype=torch.float64)
+    output = integer_convolution(x, torch.ones(1, 1, 1, 1), one * 2 ** (SHIFT - 1), one.view(1, 1, 1, 1) * 0, LOW, HIGH)
+    assert output.flatten().tolist() == [-2, -2, -1, -1, 0, 0, 1, 1, 2, 2, 3]
+
+
 @contextlib.contextmanager
 def medium_precision():
     before = torch.get_float32_matmul_precision()
