@@ -1,4 +1,4 @@
-"""The demonstration: one photograph blurred and restored, made noisy and denoised, compressed and decompressed."""
+"""The demonstration: one photograph blurred and restored, then compressed and decompressed at three rates."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch import Tensor
 from bayesq import files, metrics
 from bayesq.codec import Codec
 from bayesq.io import atomic_write, read_image, to_image, to_tensor, write_image
-from bayesq.operators import blur, degrade, denoise
+from bayesq.operators import blur, degrade
 from bayesq.plot import plot_contact_sheet
 from bayesq.resources import data_dir
-from bayesq.restore import restore
+from bayesq.restore import STEPS, restore
 
+QUALITIES = (5, 35, 75)
 CROP = (60, 0, 316, 256)
 """Left, top, right and bottom of the part of ``chelsea.png`` that is shown."""
 
@@ -51,18 +52,15 @@ class Report:
     seconds: float
 
 
-def run(
-    folder: str | Path, codec: Codec, steps: int = 80, quality: float = 40, seed: int = 0, progress: bool = False
-) -> Report:
+def run(folder: str | Path, codec: Codec, steps: int = STEPS, seed: int = 0, progress: bool = False) -> Report:
     """Runs the demonstration on a photograph that bayesq carries, and writes its pictures and a contact sheet.
 
     Args:
         folder: Where to write; made if missing.
         codec: The prior and the compressor.
-        steps: Iterations of each restoration.
-        quality: Quality of the compressed file, 0 to 100.
+        steps: Iterations of the restoration.
         seed: Of noise and inference.
-        progress: Show progress bars on stderr.
+        progress: Show a progress bar on stderr.
     """
     began = perf_counter()
     folder = Path(folder)
@@ -70,32 +68,23 @@ def run(
     generator = torch.Generator().manual_seed(seed)
     image = read_image(data_dir() / "chelsea.png").crop(CROP)
     x = to_tensor(image)
-    size = (image.height, image.width)
     rows: list[Row] = []
 
     def show(picture: str, file: str, value: Tensor, rate: float | None = None) -> tuple[str, Tensor]:
         """Writes a version of the photograph, enters it in the table, and gives it back as a panel of the sheet."""
         value = value.clamp(0, 1)
         write_image(to_image(value), folder / file)
-        rows.append(Row(picture, file, metrics.psnr(value, x).item(), metrics.ssim(value, x).item(), rate))
-        size = "" if rate is None else f"{rate:.2f} bpp, "
-        return f"{picture}: {size}{rows[-1].psnr:.1f} dB", value
+        row = Row(picture, file, metrics.psnr(value, x).item(), metrics.ssim(value, x).item(), rate)
+        rows.append(row)
+        return f"{picture}: " + ("" if rate is None else f"{rate:.2f} bpp, ") + f"{row.psnr:.1f} dB", value
 
-    blurring = blur(data_dir() / "motion.png", size, 5 / 255)
-    blurred = degrade(x, blurring, generator)
-    restored = restore(blurred, blurring, codec=codec, steps=steps, generator=generator, progress=progress)
-    noising = denoise(size, 25 / 255)
-    noisy = degrade(x, noising, generator)
-    denoised = restore(noisy, noising, codec=codec, steps=steps, generator=generator, progress=progress)
-    data = files.encode(image, codec, quality)
-    rate = files.describe(data).bits_per_pixel
-    open_ = files.deviation(data, codec, 16, generator)
-
-    atomic_write(folder / "compressed.bq", data)
-    sheet = [
+    physics = blur(data_dir() / "motion.png", (image.height, image.width), 5 / 255)
+    y = degrade(x, physics, generator)
+    restored = restore(y, physics, codec=codec, steps=steps, generator=generator, progress=progress)
+    restoring = [
         [
             ("Photograph", x),
-            show("Blurred, noisy", "blurred.png", blurred),
+            show("Blurred, noisy", "blurred.png", y),
             show("Restored", "restored.png", restored.mean),
             ("Its standard deviation", _spread(restored.std)),
         ],
@@ -103,19 +92,29 @@ def run(
             *((f"Restored, sample {i}", draw) for i, draw in enumerate(restored.samples[:3], 1)),
             ("Its actual error", _spread(restored.mean - x)),
         ],
-        [
-            show("Noisy", "noisy.png", noisy),
-            show("Denoised", "denoised.png", denoised.mean),
-            show("Compressed", "decompressed.png", to_tensor(files.decode(data, codec)), rate),
-            ("What the file leaves open", open_),
-        ],
     ]
+    coded = [files.encode(image, codec, quality) for quality in QUALITIES]
+    coding = [
+        *(
+            show(f"Compressed {i}", f"compressed-{i}.png", to_tensor(files.decode(data, codec)), _rate(data))
+            for i, data in enumerate(coded, 1)
+        ),
+        ("What file 1 leaves open", files.deviation(coded[0], codec, 16, generator)),
+    ]
+
     write_image(image, folder / "photograph.png")
     for i, draw in enumerate(restored.samples[:3], 1):
         write_image(to_image(draw), folder / f"sample-{i}.png")
-    plot_contact_sheet(sheet).savefig(folder / "demo.png", dpi=130)
+    for i, data in enumerate(coded, 1):
+        atomic_write(folder / f"compressed-{i}.bq", data)
+    for name, sheet in {"restore": restoring, "codec": [coding], "demo": [*restoring, coding]}.items():
+        plot_contact_sheet(sheet).savefig(folder / f"{name}.png", dpi=100)
     coverage = metrics.coverage(restored.samples, x, [0.9]).item()
     return Report(tuple(rows), coverage, str(folder / "demo.png"), perf_counter() - began)
+
+
+def _rate(data: bytes) -> float:
+    return files.describe(data).bits_per_pixel
 
 
 def _spread(deviation: Tensor) -> Tensor:

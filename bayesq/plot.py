@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from bayesq.bench.curves import Curve
     from bayesq.restore import Restoration
 
-PANEL = 2.6
-"""Width of a picture in a figure, inches."""
+PANEL, GAP, TITLE, BAR = 2.56, 0.1, 0.28, 0.35
+"""Inches: width of a picture, space around pictures, space for a title above and for a colour bar beside."""
 
 Panel = tuple[str, "Tensor"]
 """A title and a picture (1, 3, H, W) in [0, 1], or a map (1, 1, H, W) of deviations in image units."""
@@ -45,29 +45,33 @@ def plot_restoration(restoration: Restoration, measurement: Tensor | None = None
 def plot_contact_sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
     """Draws rows of titled pictures; deviation maps get a bar that is marked in grey levels of 255."""
     columns = max(map(len, rows))
-    heights = [max(picture.shape[-2] / picture.shape[-1] for _, picture in row) for row in rows]
-    size = (columns * PANEL + 0.5, PANEL * sum(heights) + 0.3 * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for places, row in zip(grid, rows, strict=True):
-        for axes in places:
-            axes.set_axis_off()
-        for axes, (title, picture) in zip(places, row, strict=False):
+    mapped = [any(len(row) > i and row[i][1].shape[1] == 1 for row in rows) for i in range(columns)]
+    widths = [PANEL + GAP + BAR * has_bar for has_bar in mapped]
+    heights = [PANEL * max(picture.shape[-2] / picture.shape[-1] for _, picture in row) for row in rows]
+    width, bottom = sum(widths) + GAP, sum(heights) + TITLE * len(rows) + GAP
+    figure = Figure(figsize=(width, bottom))
+    scale = 1 / np.array([width, bottom, width, bottom])
+    for row, height in zip(rows, heights, strict=True):
+        bottom -= height + TITLE
+        for i, (title, picture) in enumerate(row):
+            box = np.array([GAP + sum(widths[:i]), bottom, PANEL, height])
+            axes = figure.add_axes(tuple(box * scale), xticks=[], yticks=[], frame_on=False)
             axes.set_title(title, loc="left", fontsize=9)
             if picture.shape[1] == 1:
-                _show_map(axes, picture)
+                bar = np.array([box[0] + PANEL + 0.05, bottom, 0.08, height])
+                _show_map(axes, figure.add_axes(tuple(bar * scale)), picture)
             else:
                 axes.imshow(picture[0].detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
     return figure
 
 
-def _show_map(axes: Axes, deviation: Tensor) -> None:
+def _show_map(axes: Axes, bar_axes: Axes, deviation: Tensor) -> None:
     levels = 255 * deviation[0, 0].detach().cpu().numpy()
     image = axes.imshow(levels, cmap="magma", vmin=0, vmax=max(float(np.quantile(levels, 0.998)), 1e-3))
-    bar = axes.figure.colorbar(image, cax=axes.inset_axes((1.02, 0, 0.035, 1)))
+    bar = bar_axes.figure.colorbar(image, cax=bar_axes)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=7, length=2)
-    bar.ax.set_title("/255", fontsize=7, loc="left")
+    bar_axes.tick_params(labelsize=7, length=2)
+    bar_axes.set_title("/255", fontsize=7, loc="left")
 
 
 def plot_rate_distortion(curve: Curve, measured: Sequence[Curve], published: Sequence[Curve], title: str) -> Figure:

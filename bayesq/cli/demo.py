@@ -10,13 +10,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="restore and compress a photograph, to look at",
-        description="Blurs and restores, spoils and denoises, compresses and decompresses a photograph that bayesq "
-        "carries. Writes the pictures, and one sheet of them all.",
+        description="Blurs and restores, compresses and decompresses a photograph that bayesq carries. Writes the "
+        "pictures, and one sheet of them all.",
     )
     parser.add_argument("--out", default="bayesq-demo", metavar="DIR", help="where to (default: %(default)s)")
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
     parser.add_argument(
-        "--steps", type=common.positive, default=80, metavar="N", help="of each restoration (default: %(default)s)"
+        "--steps", type=common.positive, default=100, metavar="N", help="of the restoration (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     common.add_talk_options(parser)
