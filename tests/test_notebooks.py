@@ -17,6 +17,9 @@ def test_notebooks_are_found():
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    plots = [cell for cell in notebook.cells if "plot" in cell.source.splitlines()[-1]]
+    assert plots
+    assert all(any("image/png" in output.get("data", {}) for output in cell.outputs) for cell in plots)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
