@@ -200,8 +200,9 @@ def random_mask(text: str, size: Size, generator: torch.Generator) -> Tensor:
 def initial_image(y: Tensor, physics: Physics) -> Tensor:
     """Computes a quick first estimate of the picture, where iterative restoration starts.
 
-    The measurement itself for denoising and deblurring, its bicubic enlargement for super-resolution, a pull-push
-    filling of the holes for inpainting, and A⁺y (or Aᵀy where that is not finite) for any other operator.
+    The measurement itself for denoising; a pull-push filling of the holes for inpainting; for deblurring and
+    super-resolution a Tikhonov-regularised inverse around the measurement or its bicubic enlargement; for any other
+    operator A⁺y, or Aᵀy where that is not finite.
 
     Args:
         y: measurement, (B, 3, h, w) for the usual operators.
@@ -245,21 +246,55 @@ def fill_holes(y: Tensor, observed: Tensor) -> Tensor:
     return x
 
 
+def sharpen(x: Tensor, y: Tensor, physics: LinearPhysics) -> Tensor:
+    """Computes argmin_u ‖A u − y‖² / σ² + ‖u − x‖² / τ², by ten steps of conjugate gradients from u = x.
+
+    A picture is taken to differ from x by τ = 0.1: what the measurement fixes within its noise is taken from it, and
+    the rest stays as it is in x. Started here, a posterior search on a blurred picture needs a fraction of the steps.
+
+    Args:
+        x: first guess (B, 3, H, W).
+        y: measurement.
+        physics: a linear operator with Gaussian noise.
+    """
+    ridge = max(_sigma(physics), 1 / 255) ** 2 / 0.1**2
+    step = torch.zeros_like(x)
+    residual = physics.A_adjoint(y - physics.A(x))
+    direction, energy = residual, _inner(residual, residual)
+    for _ in range(10):
+        image = physics.A_adjoint(physics.A(direction)) + ridge * direction
+        rate = energy / _inner(direction, image).clamp_min(1e-20)
+        step, residual = step + rate * direction, residual - rate * image
+        energy, before = _inner(residual, residual), energy
+        direction = residual + energy / before.clamp_min(1e-20) * direction
+    return x + step
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+
+def _sigma(physics: Physics) -> float:
+    noise = physics.noise_model
+    return float(noise.sigma.max()) if isinstance(noise, GaussianNoise) else 0.0
+
+
 def _start_denoise(y: Tensor, physics: Physics) -> Tensor:
     return y
 
 
 def _start_deblur(y: Tensor, physics: Blur) -> Tensor:
-    if physics.padding != "valid":
-        return y
-    kh, kw = physics.filter.shape[-2:]
-    return F.pad(y, ((kw - 1) // 2, kw // 2, (kh - 1) // 2, kh // 2), mode="replicate")
+    x = y
+    if physics.padding == "valid":
+        kh, kw = physics.filter.shape[-2:]
+        x = F.pad(y, ((kw - 1) // 2, kw // 2, (kh - 1) // 2, kh // 2), mode="replicate")
+    return sharpen(x, y, physics)
 
 
 def _start_superres(y: Tensor, physics: BicubicDownsampling | Downsampling) -> Tensor:
     height, width = physics.A_adjoint(y).shape[-2:]
     x = F.interpolate(y, scale_factor=physics.factor, mode="bicubic")[..., :height, :width]
-    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), mode="replicate")
+    return sharpen(F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), mode="replicate"), y, physics)
 
 
 def _start_inpaint(y: Tensor, physics: Inpainting) -> Tensor:

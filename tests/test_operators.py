@@ -111,6 +111,23 @@ def test_start_for_a_valid_blur_extends_the_measurement():
     assert (start - x).square().mean() < 0.03 * x.var()
 
 
+@pytest.mark.parametrize(
+    "physics", [operators.blur("gaussian:2", (40, 56), 0.01), operators.downsample(2, (40, 56), 0.01)]
+)
+def test_sharpening_solves_the_tikhonov_problem_and_gains(physics):
+    """The gradient of its objective almost vanishes, and detail comes back."""
+    x = torch.rand(1, 3, 40, 56, generator=generator()) * 0.2 + smooth_picture(40, 56) * 0.8
+    y = operators.degrade(x, physics, generator())
+    guess = physics.A_adjoint(y).clamp(0, 1)
+
+    def slope(u):
+        return (physics.A_adjoint(physics.A(u) - y) + 0.01 * (u - guess)).norm()
+
+    sharp = operators.sharpen(guess, y, physics)
+    assert slope(sharp) < 0.05 * slope(guess)
+    assert (sharp - x).norm() < (guess - x).norm()
+
+
 def test_start_for_any_other_operator_is_its_pseudo_inverse():
     physics = Tomography(30, 16, circle=False, normalize=True, noise_model=GaussianNoise(0.1))
     x = smooth_picture(16, 16)

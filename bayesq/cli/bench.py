@@ -3,7 +3,7 @@
 import argparse
 from importlib import import_module
 
-BENCHMARKS = ["codec"]
+BENCHMARKS = ["codec", "restore"]
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

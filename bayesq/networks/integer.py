@@ -144,6 +144,8 @@ class TrainableIntegerConv(nn.Module):
         outputs, inputs, size, _ = self.weight.shape
         layer = IntegerConv(inputs, outputs, size, self.low, self.high)
         weight, multiplier = self._integers()
+        if int(weight.abs().max()) > 127:
+            raise ModelError("integer layer: a weight is too large for eight bits")
         layer.weight.copy_(weight)
         layer.multiplier.copy_(multiplier)
         layer.bias.copy_(self._integer_bias(torch.arange(LEVELS))[:, :, 0, 0])

@@ -174,17 +174,18 @@ class _Trainer:
         return torch.Generator().manual_seed(place)
 
     def step(self, model: nn.Module) -> float:
-        """One step of Adam; returns the loss before it."""
+        """One step of Adam; returns the loss before it. Raises TrainingError if that is not finite."""
         began, settings, generator = time.perf_counter(), self.settings, self._generator()
         for group in self.optimiser.param_groups:
             group["lr"] = settings.learning_rate(self.progress.step)
         x = self.crops.draw(settings.batch, settings.crop, generator)
         loss = model(x, draw_levels(settings.batch, generator), generator).loss.mean()
+        if not torch.isfinite(loss):
+            raise TrainingError(f"the loss at step {self.progress.step} is not finite: resume at a smaller --rate")
         self.optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip, error_if_nonfinite=False)
-        if torch.isfinite(loss):
-            self.optimiser.step()
+        nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip)
+        self.optimiser.step()
         step = self.progress.step + 1
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():

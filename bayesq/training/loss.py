@@ -37,16 +37,16 @@ class RateDistortionLoss(nn.Module):
 
     def __init__(self, codec: Codec, bfloat16: bool = False) -> None:
         super().__init__()
-        self.codec, self.bfloat16 = codec, bfloat16
+        self.codec, self.autocast = codec, bfloat16
 
     def forward(self, x: Tensor, level: Tensor, generator: torch.Generator) -> RateDistortion:
         """Args: x ``(B, 3, H, W)``, level ``(B,)`` int64, generator of the rate's noise."""
         batch, _, height, width = x.shape
         codec = self.codec
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             z = codec.analysis(x, level).float()
         relaxed = relax(codec.walk(batch, height, width, level), codec.prior.targets(z, level), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             decoded = codec.picture(relaxed.values, height, width, level).float()
         mse = (decoded - x).square().flatten(1).mean(1)
         bpp = relaxed.log_density / (-math.log(2) * height * width)
