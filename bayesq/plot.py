@@ -7,7 +7,7 @@ Every function returns a ``matplotlib.figure.Figure`` of its own and leaves pypl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -80,7 +80,7 @@ def plot_rate_distortion(curve: Curve, measured: Sequence[Curve], published: Seq
     axes = figure.add_subplot()
     right = 1.05 * curve.bpp.max()
     shades = ["#2b2b2b", "#7a5195", "#2f7f8f", "#a05a2c"]
-    styles = [(one, {"color": "#b4b4b4", "linewidth": 0.9}) for one in published]
+    styles: list[tuple[Curve, dict[str, Any]]] = [(one, {"color": "#b4b4b4", "linewidth": 0.9}) for one in published]
     styles += [
         (one, {"color": shades[i % len(shades)], "linewidth": 1.3, "marker": "o", "markersize": 2.5})
         for i, one in enumerate(measured)
