@@ -1,0 +1,238 @@
+"""Restoration of pictures degraded on purpose: the posterior's mean, the point estimate, and rivals, side by side.
+
+All methods of a run see the same measurements. PSNR and SSIM are of whole pictures, clipped to [0, 1], borders
+included; coverage is of the noise-free truth by central intervals of the posterior samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+
+import torch
+from deepinv.physics import LinearPhysics
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from bayesq import metrics, operators
+from bayesq.bench import table
+from bayesq.bench.rivals import Problem, Rival, tune
+from bayesq.codec import Codec
+from bayesq.inference import VBLE, MAPz
+from bayesq.io import to_tensor
+from bayesq.operators import Size, degrade, initial_image
+from bayesq.restore import Restoration, restore
+
+Method = Callable[[Tensor, LinearPhysics], Tensor | Restoration]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A degradation.
+
+    Attributes:
+        name: Its kind, as ``Rival.tasks`` says it.
+        setting: What it does, in words.
+        sigma: Standard deviation of its noise, image units.
+        build: The operator for a size, a noise level and a source of randomness.
+    """
+
+    name: str
+    setting: str
+    sigma: float
+    build: Callable[[Size, float, torch.Generator], LinearPhysics]
+
+    def problem(self, x: Tensor, seed: int) -> Problem:
+        """Degrades a picture ``(1, 3, H, W)``."""
+        generator = torch.Generator().manual_seed(seed)
+        physics = self.build((x.shape[-2], x.shape[-1]), self.sigma, generator)
+        return x, degrade(x, physics, generator), physics
+
+
+def _half_mask(size: Size, sigma: float, generator: torch.Generator) -> LinearPhysics:
+    return operators.inpaint(torch.rand(size, generator=generator) < 0.5, size, sigma)
+
+
+SUITE = [
+    Task("denoise", "noise alone", 25 / 255, lambda size, sigma, _: operators.denoise(size, sigma)),
+    Task("deblur", "gaussian:1.6", 2.55 / 255, lambda size, sigma, _: operators.blur("gaussian:1.6", size, sigma)),
+    Task("superres", "bicubic x2", 2.55 / 255, lambda size, sigma, _: operators.downsample(2, size, sigma)),
+    Task("inpaint", "50 % of the pixels at random", 2.55 / 255, _half_mask),
+]
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """What posterior samples are worth: one entry a picture.
+
+    Attributes:
+        coverage: Share of the values inside the intervals of each of ``metrics.LEVELS``.
+        std: Mean posterior standard deviation, to be compared with ``rmse``.
+        rmse: Root mean square error of the mean.
+    """
+
+    coverage: list[list[float]]
+    std: list[float]
+    rmse: list[float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One method on one task: one entry a picture.
+
+    Attributes:
+        task: Name of the task.
+        method: Name of the method.
+        parameter: What an oracle chose for a rival.
+        psnr: dB.
+        ssim: Structural similarity.
+        lpips: Perceptual distance; None where its weights are not on disk.
+        seconds: Time taken.
+        uncertainty: For posterior samples.
+    """
+
+    task: str
+    method: str
+    parameter: float | None
+    psnr: list[float]
+    ssim: list[float]
+    lpips: list[float] | None
+    seconds: list[float]
+    uncertainty: Uncertainty | None = None
+
+
+def read(path: Path, crop: int | None = None) -> Tensor:
+    """A picture ``(1, 3, H, W)``, its middle at most ``crop`` pixels a side."""
+    with Image.open(path) as file:
+        x = to_tensor(file.convert("RGB"))
+    height, width = (min(side, crop or side) for side in x.shape[-2:])
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
+
+
+def measure(
+    codec: Codec,
+    task: Task,
+    pictures: Sequence[Tensor],
+    *,
+    rivals: Sequence[Rival] = (),
+    tuning: Sequence[Tensor] = (),
+    seed: int = 0,
+    quality: float | None = None,
+    steps: int,
+    samples: int,
+    progress: bool = False,
+) -> list[Scores]:
+    """Degrades every picture, and restores it by every method.
+
+    Args:
+        codec: Prior of ours.
+        task: The degradation.
+        pictures: Each ``(1, 3, H, W)`` in [0, 1].
+        rivals: Methods to compare with; those that cannot do the task are left out.
+        tuning: Pictures on which the rivals' parameters are chosen.
+        seed: Of the first picture's mask and noise, and of the inference; the n-th picture's is n more.
+        quality: Of the prior; by default ``restore``'s choice.
+        steps: Iterations of ours.
+        samples: Posterior samples.
+        progress: Show a bar on standard error where it is a terminal.
+
+    Returns:
+        The starting point (the measurement, enlarged or filled), VBLE, MAP-z, then the rivals.
+    """
+    problems = [task.problem(x, seed + n) for n, x in enumerate(pictures)]
+    trials = [task.problem(x, seed + n) for n, x in enumerate(tuning)]
+    rivals = [rival for rival in rivals if task.name in rival.tasks]
+
+    def ours(algorithm: type[VBLE | MAPz]) -> Method:
+        def run(y: Tensor, physics: LinearPhysics) -> Restoration:
+            return restore(
+                y,
+                physics,
+                codec=codec,
+                quality=quality,
+                algorithm=algorithm,
+                steps=steps,
+                samples=samples,
+                generator=torch.Generator().manual_seed(seed),
+            )
+
+        return run
+
+    methods: dict[str, Method] = {"start": initial_image, "VBLE": ours(VBLE), "MAP-z": ours(MAPz)}
+    scores = []
+    with tqdm(total=3 + len(rivals), desc=task.name, disable=None if progress else True, leave=False) as bar:
+        for name, run in methods.items():
+            scores.append(_score(task.name, name, None, problems, run))
+            bar.update()
+        for rival in rivals:
+            value = tune(rival, trials)
+            scores.append(_score(task.name, rival.name, value, problems, rival.at(value)))
+            bar.update()
+    return scores
+
+
+def _score(task: str, method: str, parameter: float | None, problems: Sequence[Problem], run: Method) -> Scores:
+    psnr: list[float] = []
+    ssim: list[float] = []
+    lpips: list[float] = []
+    seconds: list[float] = []
+    restorations: list[Restoration] = []
+    for x, y, physics in problems:
+        start = perf_counter()
+        result = run(y, physics)
+        seconds.append(perf_counter() - start)
+        if isinstance(result, Restoration):
+            restorations.append(result)
+        estimate = (result.mean if isinstance(result, Restoration) else result).clamp(0, 1)
+        psnr.append(metrics.psnr(estimate, x).item())
+        ssim.append(metrics.ssim(estimate, x).item())
+        lpips += [value.item() for value in [metrics.lpips(estimate, x)] if value is not None]
+    uncertainty = _uncertainty(problems, restorations) if method == "VBLE" else None
+    return Scores(task, method, parameter, psnr, ssim, lpips or None, seconds, uncertainty)
+
+
+def _uncertainty(problems: Sequence[Problem], restorations: Sequence[Restoration]) -> Uncertainty:
+    pairs = [(result, x) for result, (x, _, _) in zip(restorations, problems, strict=True)]
+    return Uncertainty(
+        coverage=[metrics.coverage(result.samples, x).tolist() for result, x in pairs],
+        std=[result.std.mean().item() for result, _ in pairs],
+        rmse=[(result.mean - x).square().mean().sqrt().item() for result, x in pairs],
+    )
+
+
+def report(tasks: Sequence[Task], scores: Sequence[Scores]) -> str:
+    """Markdown: a table of methods for each task, then one of the uncertainty; means over the pictures."""
+    parts = [_task_report(task, [score for score in scores if score.task == task.name]) for task in tasks]
+    found = {score.task: score.uncertainty for score in scores if score.uncertainty}
+    return "\n\n".join([*parts, _uncertainty_report(found)])
+
+
+def _task_report(task: Task, scores: Sequence[Scores]) -> str:
+    rows = [
+        [
+            score.method,
+            "" if score.parameter is None else f"{score.parameter:g}",
+            f"{fmean(score.psnr):.2f}",
+            f"{fmean(score.ssim):.4f}",
+            "–" if score.lpips is None else f"{fmean(score.lpips):.4f}",
+            f"{fmean(score.seconds):.2f}",
+        ]
+        for score in scores
+    ]
+    head = ["method", "parameter", "PSNR dB", "SSIM", "LPIPS", "seconds"]
+    return f"{task.name}: {task.setting}, noise {255 * task.sigma:.3g}/255\n\n{table(head, rows)}"
+
+
+def _uncertainty_report(uncertainties: dict[str, Uncertainty]) -> str:
+    """How often the truth was inside, and the standard deviation beside the error it should foretell."""
+    rows = []
+    for task, found in uncertainties.items():
+        shares = [f"{100 * fmean(column):.1f} %" for column in zip(*found.coverage, strict=True)]
+        rows.append([task, *shares, f"{fmean(found.std):.4f}", f"{fmean(found.rmse):.4f}"])
+    head = ["truth within the central", *(f"{level:.0%}" for level in metrics.LEVELS), "mean std", "RMSE"]
+    return table(head, rows)

@@ -1,0 +1,132 @@
+"""The restoration benchmark measures what it says, and gives its rivals their due."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from deepinv.optim import TVPrior
+from PIL import Image
+
+from bayesq.bench import restore
+from bayesq.bench.rivals import Rival, available, total_variation, tune
+from bayesq.cli import main
+from bayesq.metrics import LEVELS, psnr
+from bayesq.operators import initial_image
+from bayesq.resources import data_dir
+
+RIVALS = available()
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_codec):
+    return tiny_codec.exported()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ["astronaut", "coffee"]:
+        with Image.open(data_dir() / f"{name}.png") as image:
+            image.crop((100, 20, 164, 84)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(folder):
+    return [restore.read(path) for path in sorted(folder.iterdir())]
+
+
+def test_read_crops_the_middle(folder):
+    path = folder / "coffee.png"
+    whole = restore.read(path)
+    assert torch.equal(restore.read(path, 20), whole[..., 22:42, 22:42])
+    assert torch.equal(restore.read(path, 1000), whole)
+
+
+@pytest.mark.parametrize("task", restore.SUITE, ids=lambda task: task.name)
+def test_degradation_is_settled_by_the_seed(task, pictures):
+    (x, y, physics), (_, again, _), (_, other, _) = (task.problem(pictures[0], seed) for seed in (0, 0, 1))
+    assert torch.equal(y, again) and not torch.equal(y, other)
+    residual = (y - physics.A(x))[y != 0]
+    assert residual.std().item() == pytest.approx(task.sigma, rel=0.05)
+
+
+@pytest.mark.parametrize("rival", [rival for rival in RIVALS if "TV" not in rival.name], ids=lambda rival: rival.name)
+def test_rivals_improve_on_the_measurement(rival, pictures):
+    """At one setting of the grid at least, they beat the measurement as it is or, if small, enlarged."""
+    (task,) = (task for task in restore.SUITE if task.name in rival.tasks)
+    x, y, physics = task.problem(pictures[0], 0)
+    measured = psnr(F.interpolate(y, x.shape[-2:]), x)
+    restored = (rival.at(value)(y, physics) for value in rival.grid)
+    assert any(result.shape == x.shape and psnr(result.clamp(0, 1), x) > measured for result in restored)
+
+
+@pytest.mark.parametrize(("task", "weight"), list(zip(restore.SUITE, [0.1, 1e-3, 2e-3, 4e-3], strict=True)))
+def test_total_variation_is_the_least(task, weight, pictures):
+    """Neither the truth, nor the start, nor the result pulled towards them has a lower objective."""
+    x, y, physics = task.problem(pictures[0][..., :40, :40], 0)
+
+    def objective(x):
+        return float((physics.A(x) - y).square().sum() / 2 + weight * TVPrior().fn(x))
+
+    result = total_variation(y, physics, weight)
+    for other in (x, initial_image(y, physics)):
+        assert objective(result) < min(objective(other), objective(torch.lerp(result, other, 0.2)))
+
+
+def test_total_variations_agree(pictures):
+    _, y, physics = restore.SUITE[0].problem(pictures[0], 0)
+    chambolle = next(rival for rival in RIVALS if "Chambolle" in rival.name)
+    assert psnr(chambolle.at(0.1)(y, physics), total_variation(y, physics, 0.1)) > 45
+
+
+def test_tuning_finds_the_best_of_the_grid(pictures):
+    shrink = Rival("shrink", ("denoise",), (0.5, 1.0, 2.0), lambda y, physics, factor: factor * y)
+    problems = [restore.SUITE[0].problem(x, 0) for x in pictures]
+    assert tune(shrink, problems) == 1.0
+    assert tune(replace(shrink, grid=(7.0,)), []) == 7.0
+
+
+def test_measure_gives_a_score_a_picture(codec, pictures):
+    task = restore.SUITE[0]
+    blur = Rival("copy", ("denoise",), (1.0,), lambda y, physics, _: y)
+    other = replace(blur, name="other", tasks=("deblur",))
+    scores = restore.measure(codec, task, pictures, rivals=[blur, other], quality=30, steps=20, samples=8)
+    start, vble, point, copy = scores
+    assert [score.method for score in scores] == ["start", "VBLE", "MAP-z", "copy"]
+    assert all(len(score.psnr) == len(score.ssim) == len(score.seconds) == 2 for score in scores)
+    assert min(vble.psnr) > max(start.psnr) + 2 and min(point.psnr) > max(start.psnr) + 2
+    assert copy.psnr == start.psnr and copy.parameter == 1
+    assert [score.uncertainty is None for score in scores] == [True, False, True, True]
+    for shares, std, rmse in zip(*vars(vble.uncertainty).values(), strict=True):
+        assert len(shares) == len(LEVELS) and shares == sorted(shares)
+        assert 0.1 < std / rmse < 10
+
+
+def test_command_prints_tables_and_writes_json(tmp_path, folder, codec, capsys):
+    model, out = tmp_path / "model.safetensors", tmp_path / "out.json"
+    codec.save(model)
+    options = ["--tasks", "denoise,superres", "--sigma", "0.1", "--limit", "1", "--crop", "32", "--steps", "2"]
+    assert main(["bench", "restore", str(folder), "-m", str(model), *options, "--samples", "2", "-o", str(out)]) == 0
+    shown, told = capsys.readouterr()
+    assert "| VBLE " in shown and "| MAP-z " in shown and "truth within the central" in shown
+    assert "means over 1 picture of" in told
+    content = json.loads(out.read_text())
+    assert content["pictures"] == ["astronaut.png"] and content["seed"] == 0 and content["steps"] == 2
+    assert content["sigmas"] == {"denoise": 0.1, "superres": 0.1}
+    assert [(s["task"], s["method"]) for s in content["scores"][:2]] == [("denoise", "start"), ("denoise", "VBLE")]
+    assert len(content["scores"]) == 6
+
+
+@pytest.mark.parametrize("tasks", ["", "denoise,dehaze"])
+def test_unknown_task_is_wrong_usage(tasks, folder):
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "restore", str(folder), "--tasks", tasks])
+    assert caught.value.code == 2
+
+
+def test_empty_folder_is_said_in_a_line(tmp_path, capsys):
+    assert main(["bench", "restore", str(tmp_path)]) == 1
+    assert "no pictures" in capsys.readouterr().err
