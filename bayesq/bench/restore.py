@@ -205,14 +205,8 @@ def _uncertainty(problems: Sequence[Problem], restorations: Sequence[Restoration
     )
 
 
-def report(tasks: Sequence[Task], scores: Sequence[Scores]) -> str:
-    """Markdown: a table of methods for each task, then one of the uncertainty; means over the pictures."""
-    parts = [_task_report(task, [score for score in scores if score.task == task.name]) for task in tasks]
-    found = {score.task: score.uncertainty for score in scores if score.uncertainty}
-    return "\n\n".join([*parts, _uncertainty_report(found)])
-
-
-def _task_report(task: Task, scores: Sequence[Scores]) -> str:
+def report(task: Task, scores: Sequence[Scores]) -> str:
+    """A Markdown table of the methods on a task, means over the pictures."""
     rows = [
         [
             score.method,
@@ -228,10 +222,12 @@ def _task_report(task: Task, scores: Sequence[Scores]) -> str:
     return f"{task.name}: {task.setting}, noise {255 * task.sigma:.3g}/255\n\n{table(head, rows)}"
 
 
-def _uncertainty_report(uncertainties: dict[str, Uncertainty]) -> str:
-    """How often the truth was inside, and the standard deviation beside the error it should foretell."""
+def report_uncertainty(scores: Sequence[Scores]) -> str:
+    """A table of how often the truth was inside, and of the deviation beside the error that it should foretell."""
     rows = []
-    for task, found in uncertainties.items():
+    for task, found in ((score.task, score.uncertainty) for score in scores):
+        if not found:
+            continue
         shares = [f"{100 * fmean(column):.1f} %" for column in zip(*found.coverage, strict=True)]
         rows.append([task, *shares, f"{fmean(found.std):.4f}", f"{fmean(found.rmse):.4f}"])
     head = ["truth within the central", *(f"{level:.0%}" for level in metrics.LEVELS), "mean std", "RMSE"]

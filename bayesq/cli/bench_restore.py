@@ -56,14 +56,15 @@ def run(args: argparse.Namespace) -> int:
     options = {"seed": args.seed, "quality": args.quality, "steps": args.steps, "samples": args.samples}
     pictures, trials = ([restore.read(path, args.crop) for path in group] for group in (paths, tuning))
     opponents = rivals.available() if args.rivals else []
+    common.say(args, f"{codec.name}, means over {len(paths)} picture{'s' if len(paths) > 1 else ''} of {args.folder}")
     scores = []
     for task in tasks:
-        scores += restore.measure(
+        found = restore.measure(
             codec, task, pictures, rivals=opponents, tuning=trials, progress=not args.quiet, **options
         )
-
-    common.say(args, f"{codec.name}, means over {len(paths)} picture{'s' if len(paths) > 1 else ''} of {args.folder}")
-    print(restore.report(tasks, scores))
+        print(restore.report(task, found) + "\n", flush=True)
+        scores += found
+    print(restore.report_uncertainty(scores))
     if args.output:
         content = {
             "model": codec.name,
