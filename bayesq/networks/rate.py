@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,17 @@ LAMBDA_MIN, LAMBDA_MAX = 0.0005, 0.2
 def rate_weight(level: Tensor) -> Tensor:
     """λ of the loss λ·255²·MSE + bpp at each level: log-spaced from 0.0005 at level 0 to 0.2 at level 255."""
     return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (level.float() / (LEVELS - 1))
+
+
+def level_of_noise(sigma: float) -> int:
+    """The level at which coding removes most of white noise of standard deviation sigma from a picture.
+
+    A decoder trained at rate weight λ has error variance γ² = 1 / (2 ln 2 · λ · 255²) (VBLE, Biquard et al.). The level
+    is the one where γ = 0.87 σ, the best factor on held-out photographs.
+    """
+    weight = 1 / (2 * math.log(2) * (255 * 0.87 * max(sigma, 1e-4)) ** 2)
+    position = math.log(weight / LAMBDA_MIN) / math.log(LAMBDA_MAX / LAMBDA_MIN)
+    return round((LEVELS - 1) * min(1.0, max(0.0, position)))
 
 
 def high_rate_step(weight: Tensor) -> Tensor:
