@@ -127,8 +127,8 @@ def test_vble_finds_the_best_cells(problem):
 
 def test_map_is_the_mode(problem):
     target, x0, known = problem
-    algorithm = MAPz(target, 300)
-    state, trace, generator = run(algorithm, x0, 300)
+    algorithm = MAPz(target, 400)
+    state, trace, generator = run(algorithm, x0, 400)
     (cell,) = algorithm.cells(state)
     std = known.precision.diagonal().rsqrt()
     assert ((cell.centre.flatten() - known.mean) / std).abs().max() < 0.1
