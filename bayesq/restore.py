@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,14 +98,18 @@ def restore(
 
     Raises:
         ImageError: y holds values that are not finite.
-        OperatorError: the noise model is missing or not supported, or y does not fit the operator.
+        OperatorError: the noise model is missing or not supported, y does not fit the operator, or a number of steps,
+            samples or a weight makes no sense.
         ModelError: the quality is out of range.
     """
     began = time.perf_counter()
     if not torch.isfinite(y).all():
         raise ImageError("the measurement holds values that are not finite")
-    if samples < 2:
-        raise OperatorError(f"an uncertainty takes at least 2 samples, not {samples}")
+    if samples < 2 or steps < 1:
+        raise OperatorError(f"an uncertainty takes at least 2 samples and 1 step, not {samples} and {steps}")
+    if not 0 < prior_weight < math.inf:
+        raise OperatorError(f"the prior's weight must be positive and finite, not {prior_weight}")
+    y = y.float()
     codec = codec or zoo.load()
     likelihood = likelihood or from_physics(physics)
     generator = generator or torch.Generator().manual_seed(0)
@@ -134,7 +139,14 @@ def _first_picture(y: Tensor, physics: Physics, codec: Codec, level: int) -> Ten
 
     Started from a clean picture, a search ends higher than from a noisy one, for denoising by more than a decibel.
     """
-    x0 = initial_image(y, physics)
+    misfit = OperatorError(f"a measurement of shape {tuple(y.shape)} does not fit the operator and colour pictures")
+    try:
+        x0 = initial_image(y, physics)
+        fits = x0.ndim == 4 and x0.shape[1] == 3 and x0.numel() > 0 and physics.A(x0).shape == y.shape
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise misfit from error
+    if not fits:
+        raise misfit
     coarse = min(level, level_of_noise(_sigma(physics)))
     return codec.reconstruct(x0, coarse)[0].clone() if coarse < level else x0
 
