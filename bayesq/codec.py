@@ -29,7 +29,7 @@ from bayesq.hyperprior import Hyperprior
 from bayesq.io import atomic_write
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
-from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, quantize
+from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, quantize, sample_within
 
 if TYPE_CHECKING:
     from compressai.models import CompressionModel
@@ -187,12 +187,12 @@ class Codec(nn.Module):
     def sample_decode(
         self, payload: bytes, height: int, width: int, level: int, n: int, generator: torch.Generator
     ) -> Tensor:
-        """n pictures ``(n, 1, 3, H, W)`` drawn from the cells of a payload: what the file leaves open."""
+        """n pictures ``(n, 1, 3, H, W)`` that the payload may stand for: drawn from the prior within its cells."""
         levels = self._levels(level, 1)
         with exact_arithmetic():
             cells = decode(self.walk(1, height, width, levels), payload)
-        draws = [cell.sample(n, generator) for cell in cells]
-        pictures = [self.picture([part[i] for part in draws], height, width, levels) for i in range(n)]
+            draws = sample_within(self.walk(1, height, width, levels), cells, n, generator)
+        pictures = [self.picture(values, height, width, levels) for values in draws]
         return torch.stack(pictures).clamp(0, 1)
 
     @staticmethod

@@ -53,6 +53,10 @@ class Conditional(Protocol):
         """One draw of the latent from the smoothed density."""
         ...
 
+    def sample_within(self, cell: Cell, generator: torch.Generator | None = None) -> Tensor:
+        """One draw from the underlying law restricted to the cell: the latent, once its code is known."""
+        ...
+
     def tables(self) -> tuple[Tensor, Tables]:
         """Row of the CDF tables for each element (int64, shape of the latent), and the tables."""
         ...
@@ -96,6 +100,16 @@ class GaussianCells:
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         normal = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return Lattice(1.0).dither(self.mean + scale_of(self.index) * normal, generator)
+
+    @torch.no_grad()
+    def sample_within(self, cell: Cell, generator: torch.Generator | None = None) -> Tensor:
+        mean, scale = self.mean.double(), scale_of(self.index).double()
+        side = torch.where(cell.centre > self.mean, -1.0, 1.0).double()  # mirrored below the mean, where Φ is precise
+        centre, half = side * (cell.centre - mean) / scale, cell.width / 2 / scale
+        low, high = torch.special.ndtr(centre - half), torch.special.ndtr(centre + half)
+        uniform = torch.rand(low.shape, generator=generator, device=low.device, dtype=torch.float64)
+        value = mean + side * scale * torch.special.ndtri(low + (high - low) * uniform)
+        return torch.minimum(torch.maximum(value.to(self.mean), cell.lower), cell.upper)
 
     def tables(self) -> tuple[Tensor, Tables]:
         if self.table is None:
@@ -169,14 +183,24 @@ class Factorized:
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        everywhere = torch.full(self.shape, 1e4, device=self.offset.device)
         uniform = torch.rand(self.shape, generator=generator, device=self.offset.device).clamp(1e-6, 1 - 1e-6)
-        target = torch.logit(uniform)
-        low, high = torch.full_like(target, -1e4), torch.full_like(target, 1e4)
+        return Lattice(1.0).dither(self._quantile(uniform, -everywhere, everywhere), generator)
+
+    @torch.no_grad()
+    def sample_within(self, cell: Cell, generator: torch.Generator | None = None) -> Tensor:
+        low, high = self._logit_cdf(cell.lower).sigmoid(), self._logit_cdf(cell.upper).sigmoid()
+        uniform = torch.rand(self.shape, generator=generator, device=self.offset.device)
+        return self._quantile(low + (high - low) * uniform, cell.lower, cell.upper)
+
+    def _quantile(self, probability: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Where the CDF reaches a probability between two bounds, by bisection."""
+        target = torch.logit(probability)
         for _ in range(48):
             middle = (low + high) / 2
             below = self._logit_cdf(middle) < target
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return Lattice(1.0).dither((low + high) / 2, generator)
+        return (low + high) / 2
 
     def tables(self) -> tuple[Tensor, Tables]:
         if self.table is None:

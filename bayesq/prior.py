@@ -135,6 +135,21 @@ def sample(walk: Walk, generator: torch.Generator | None = None) -> list[Tensor]
     return drive(walk, lambda n, conditional: conditional.sample(generator))
 
 
+def sample_within(
+    walk: Walk, cells: Sequence[Cell], n: int, generator: torch.Generator | None = None
+) -> list[list[Tensor]]:
+    """n draws of all latents from the prior restricted to decoded cells; the context is that of the centres."""
+    draws: list[list[Tensor]] = [[] for _ in range(n)]
+
+    def answer(part: int, conditional: Conditional) -> Tensor:
+        for draw in draws:
+            draw.append(conditional.sample_within(cells[part], generator))
+        return cells[part].centre
+
+    drive(walk, answer)
+    return draws
+
+
 def encode(walk: Walk, targets: Sequence[Tensor]) -> bytes:
     """The codes of ``quantize`` as one entropy-coded stream, about ``Coded.nats`` long."""
     encoder = Encoder()

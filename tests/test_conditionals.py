@@ -112,6 +112,21 @@ def test_samples_follow_the_density(law):
         assert np.abs(at - (np.arange(count) + 0.5) / count).max() < 1.8 / count**0.5  # Kolmogorov–Smirnov
 
 
+@pytest.mark.parametrize("centre", [-7.0, 0.0, 1.3])
+def test_samples_within_a_cell_follow_the_law_inside_it(law, centre):
+    """They lie in the cell, and divide it into parts as the masses do."""
+    count, width = 4000, torch.tensor(1.0)
+    cell = Cell(torch.full((count, 5, 1, 1), centre), width)
+    draws = law(count).sample_within(cell, torch.Generator().manual_seed(0))
+    assert cell.contains(draws).all()
+    left = law(1).log_mass(Cell(torch.full((1, 5, 1, 1), centre - 0.25), width / 2))
+    whole = law(1).log_mass(Cell(torch.full((1, 5, 1, 1), centre), width))
+    expected = (left - whole).exp()[0, :, 0, 0]
+    sure = whole[0, :, 0, 0] > -12
+    share = (draws < centre).float().mean(0)[:, 0, 0]
+    assert ((share - expected).abs() < 4 * (0.25 / count) ** 0.5)[sure].all()
+
+
 def test_samples_depend_on_the_generator_alone(law):
     first, second, third = (law(2).sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, second) and not torch.equal(first, third)

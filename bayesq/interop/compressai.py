@@ -162,6 +162,10 @@ class Autoregressive:
                 value[..., row + 2 : row + 3, column + 2 : column + 3] = law.sample(generator)
         return value[..., 2:-2, 2:-2]
 
+    def sample_within(self, cell: Cell, generator: torch.Generator | None = None) -> Tensor:
+        """The context of an element are the centres of the cells before it."""
+        return self.given(cell.centre).sample_within(cell, generator)
+
     def tables(self) -> tuple[Tensor, Tables]:
         """Raises ModelError, always."""
         raise ModelError("models with an autoregressive context are priors for restoration and cannot write files")
