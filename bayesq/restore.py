@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from deepinv.physics import Physics
     from matplotlib.figure import Figure
 
-STEPS = 100
+STEPS = 50
+OFFSETS = ((0, 0), (8, 8), (12, 4), (4, 12))
 SAMPLES = 32
 
 
@@ -38,8 +39,8 @@ class Restoration:
         mean: Posterior mean ``(B, 3, H, W)`` in [0, 1]: the estimate of least mean square error.
         std: Posterior standard deviation of each value, same shape, image units.
         samples: Pictures drawn from the posterior ``(n, B, 3, H, W)``.
-        cells: The latents' cells, in the order of the prior's walk.
-        trace: One entry a step of the inference.
+        cells: The latents' cells on the first grid, in the order of the prior's walk.
+        trace: One entry a step of the inference, grid after grid.
         quality: The prior's quality, 0 to 100.
         seconds: Time that inference and sampling took.
     """
@@ -76,6 +77,7 @@ def restore(
     quality: float | None = None,
     algorithm: Callable[[Posterior, int], Algorithm[Any]] = VBLE,
     steps: int = STEPS,
+    grids: int = len(OFFSETS),
     samples: int = SAMPLES,
     prior_weight: float = 1.0,
     generator: torch.Generator | None = None,
@@ -90,7 +92,10 @@ def restore(
         likelihood: p(y | x); by default that of ``physics`` and its noise model.
         quality: Quality of the prior, 0 to 100; by default chosen from the noise level (``default_quality``).
         algorithm: ``VBLE`` for a posterior, ``MAPz`` for a point estimate, or any ``Algorithm`` of a ``Posterior``.
-        steps: Iterations.
+        steps: Iterations on each grid.
+        grids: Positions of the picture on the codec's grid, 1 to 4. The prior is not quite invariant under translation;
+            an equal mixture of priors is. It shows no block borders, gains some tenths of a decibel, and its samples
+            spread more truly.
         samples: Posterior samples to draw, at least 2.
         prior_weight: Power of the prior; 1 is Bayes' rule.
         generator: Source of all randomness; by default seeded with 0.
@@ -107,6 +112,8 @@ def restore(
         raise ImageError("the measurement holds values that are not finite")
     if samples < 2 or steps < 1:
         raise OperatorError(f"an uncertainty takes at least 2 samples and 1 step, not {samples} and {steps}")
+    if not 1 <= grids <= len(OFFSETS):
+        raise OperatorError(f"the number of grids must be 1 to {len(OFFSETS)}, not {grids}")
     if not 0 < prior_weight < math.inf:
         raise OperatorError(f"the prior's weight must be positive and finite, not {prior_weight}")
     y = y.float()
@@ -116,18 +123,24 @@ def restore(
     level = level_of(default_quality(physics) if quality is None else quality)
     x0 = _first_picture(y, physics, codec, level)
     posterior = Posterior(y, likelihood, codec, torch.full((len(x0),), level), tuple(x0.shape[-2:]), prior_weight)
-    search = algorithm(posterior, steps)
-    state = search.init(x0)
-    trace = []
-    for _ in tqdm(range(steps), unit="step", leave=False, disable=None if progress else True):
-        state, info = search.step(state, generator)
-        trace.append(info)
-    pictures = search.sample(state, samples, generator)
+    offsets = OFFSETS[: min(grids, samples)]
+    draws, cells, trace = [], [], []
+    with tqdm(total=steps * len(offsets), unit="step", leave=False, disable=None if progress else True) as bar:
+        for place, offset in enumerate(offsets):
+            search = algorithm(replace(posterior, offset=offset), steps)
+            state = search.init(x0)
+            for _ in range(steps):
+                state, info = search.step(state, generator)
+                trace.append(info)
+                bar.update()
+            draws.append(search.sample(state, len(range(place, samples, len(offsets))), generator))
+            cells.append(search.cells(state))
+    pictures = torch.cat(draws)
     return Restoration(
         mean=pictures.mean(0),
         std=pictures.std(0),
         samples=pictures,
-        cells=[Cell(cell.centre.detach(), cell.width.detach()) for cell in search.cells(state)],
+        cells=[Cell(cell.centre.detach(), cell.width.detach()) for cell in cells[0]],
         trace=tuple(trace),
         quality=quality_of(level),
         seconds=time.perf_counter() - began,

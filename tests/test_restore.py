@@ -52,7 +52,7 @@ def measured(picture):
 @pytest.mark.parametrize("algorithm", [VBLE, MAPz])
 def test_denoises_and_says_how_well(algorithm, codec, picture, measured):
     y, physics = measured
-    result = restore(y, physics, codec=codec, quality=30, algorithm=algorithm, steps=40, samples=8)
+    result = restore(y, physics, codec=codec, quality=30, algorithm=algorithm, steps=40, samples=8, grids=1)
     assert (psnr(result.mean, picture) > psnr(y, picture) + 2).all()
     assert result.samples.shape == (8, *y.shape)
     assert result.mean.min() >= 0 and result.mean.max() <= 1
@@ -86,7 +86,7 @@ def test_any_operator_of_deepinv(name, codec, picture):
     physics = FOREIGN[name]()
     with torch.no_grad():
         y = physics(picture)
-    result = restore(y, physics, codec=codec, quality=30, steps=10, samples=2)
+    result = restore(y, physics, codec=codec, quality=30, steps=10, samples=2, grids=1)
     assert result.mean.shape == picture.shape and result.mean.isfinite().all()
     assert result.trace[-1].elbo > result.trace[0].elbo
 
@@ -131,3 +131,13 @@ def test_what_cannot_be_done_is_said_in_a_line(change, error, codec, measured):
     with pytest.raises(error) as caught:
         restore(**{"y": y, "physics": physics, "codec": codec, "steps": 1, **change})
     assert isinstance(caught.value, BayesqError) and "\n" not in str(caught.value)
+
+
+def test_grids_share_out_samples_and_gain(codec, picture, measured):
+    """The mixture over positions on the grid has all its samples, and a better mean than one position."""
+    y, physics = measured
+    one, four = (restore(y, physics, codec=codec, quality=30, steps=20, samples=8, grids=n) for n in (1, 4))
+    assert four.samples.shape == one.samples.shape and len(four.trace) == 4 * len(one.trace)
+    assert (psnr(four.mean, picture) > psnr(one.mean, picture)).all()
+    with pytest.raises(OperatorError):
+        restore(y, physics, codec=codec, grids=5)

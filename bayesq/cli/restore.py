@@ -27,7 +27,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         task.add_argument(
             "-q", "--quality", type=common.quality, metavar="0..100", help="of the prior; default: by the noise"
         )
-        task.add_argument("--steps", type=common.positive, default=100, metavar="N", help="default: %(default)s")
+        task.add_argument(
+            "--steps",
+            type=common.positive,
+            default=50,
+            metavar="N",
+            help="a grid (default: %(default)s)",
+        )
         task.add_argument(
             "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bayesq.cells import Cell
@@ -50,6 +51,8 @@ class Posterior:
         level: ``(B,)`` quality level of the prior: its bitrate, VBLE's α.
         size: Height and width of the picture.
         prior_weight: Power of the prior; 1 is Bayes' rule.
+        offset: Rows and columns by which the picture is moved down and right on the codec's grid, which starts above
+            and left of it. The prior is not quite invariant under translation; see ``bayesq.restore``.
     """
 
     y: Tensor
@@ -58,10 +61,16 @@ class Posterior:
     level: Tensor
     size: tuple[int, int]
     prior_weight: float = 1.0
+    offset: tuple[int, int] = (0, 0)
+
+    @property
+    def _grid_size(self) -> tuple[int, int]:
+        return self.size[0] + self.offset[0], self.size[1] + self.offset[1]
 
     def picture(self, values: Sequence[Tensor]) -> Tensor:
         """g_s of latents in the order of the walk: ``(B, 3, H, W)``, not clipped."""
-        return self.codec.picture(values, *self.size, self.level)
+        top, left = self.offset
+        return self.codec.picture(values, *self._grid_size, self.level)[..., top:, left:]
 
     def log_likelihood(self, values: Sequence[Tensor]) -> Tensor:
         """log p(y | g_s(z)), nats, ``(B,)``; pictures are clipped to [−0.1, 1.1] as in VBLE's code."""
@@ -69,11 +78,13 @@ class Posterior:
 
     def log_prior(self, values: Sequence[Tensor]) -> Tensor:
         """log p(z), nats, ``(B,)``."""
-        return log_density(self.codec.walk(len(self.level), *self.size, self.level), values)
+        return log_density(self.codec.walk(len(self.level), *self._grid_size, self.level), values)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> list[Tensor]:
         """The encoder's latents for pictures ``(B, 3, H, W)``: where a search may start."""
+        top, left = self.offset
+        x = F.pad(x, (left, 0, top, 0), mode="replicate")
         return [target.clone() for target in self.codec.targets(x, self.level)]
 
 
