@@ -12,13 +12,13 @@ def tiny_codec():
 
     from bayesq.codec import Architecture, Codec
     from bayesq.resources import data_dir
-    from bayesq.training.data import Crops, find_pictures
+    from bayesq.training.data import Crops
     from bayesq.training.start import initialise
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         codec = Codec.build(Architecture(24, 8, (16, 16), (1, 1), (1, 1), 16))
-    initialise(codec, Crops(find_pictures([data_dir()])), torch.Generator().manual_seed(0), 64)
+    initialise(codec, Crops(sorted(data_dir().glob("*.png"))), torch.Generator().manual_seed(0), 64)
     return codec.eval().requires_grad_(False)
 
 
