@@ -124,7 +124,8 @@ def restore(
     x0 = _first_picture(y, physics, codec, level)
     posterior = Posterior(y, likelihood, codec, torch.full((len(x0),), level), tuple(x0.shape[-2:]), prior_weight)
     offsets = OFFSETS[: min(grids, samples)]
-    draws, cells, trace = [], [], []
+    draws, trace = [], []
+    cells: list[Cell] = []
     with tqdm(total=steps * len(offsets), unit="step", leave=False, disable=None if progress else True) as bar:
         for place, offset in enumerate(offsets):
             search = algorithm(replace(posterior, offset=offset), steps)
@@ -134,13 +135,13 @@ def restore(
                 trace.append(info)
                 bar.update()
             draws.append(search.sample(state, len(range(place, samples, len(offsets))), generator))
-            cells.append(search.cells(state))
+            cells = cells or [Cell(cell.centre.detach(), cell.width.detach()) for cell in search.cells(state)]
     pictures = torch.cat(draws)
     return Restoration(
         mean=pictures.mean(0),
         std=pictures.std(0),
         samples=pictures,
-        cells=[Cell(cell.centre.detach(), cell.width.detach()) for cell in cells[0]],
+        cells=cells,
         trace=tuple(trace),
         quality=quality_of(level),
         seconds=time.perf_counter() - began,
