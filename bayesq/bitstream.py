@@ -35,7 +35,7 @@ what a file is can be told without reading it all. Readers keep chunks with unkn
 import io
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import BinaryIO
@@ -231,6 +231,27 @@ def read_head(stream: BinaryIO) -> Head:
     if len(chunks) < chunk_count:
         raise BitstreamError("the file is damaged: two chunks have the same tag")
     return Head(header, tiles, chunks, _FIXED.size + len(directory))
+
+
+def read_chunks(stream: BinaryIO, head: Head, tags: Collection[str]) -> dict[str, bytes]:
+    """Those of a file's chunks that have one of the tags, without reading anything else.
+
+    Raises:
+        BitstreamError: one of them is damaged or cut off.
+    """
+    size = stream.seek(0, io.SEEK_END)
+    start = head.size + sum(entry.length for entry in head.tiles)
+    chunks = {}
+    for tag, entry in head.chunks.items():
+        if tag in tags:
+            if start + entry.length > size:
+                raise BitstreamError(f"the file is cut off before the end of chunk {tag}")
+            stream.seek(start)
+            chunks[tag] = stream.read(entry.length)
+            if zlib.crc32(chunks[tag]) != entry.crc:
+                raise BitstreamError(f"the file is damaged: wrong checksum of chunk {tag}")
+        start += entry.length
+    return chunks
 
 
 def pack_plane(samples: bytes) -> bytes:

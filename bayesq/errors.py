@@ -8,8 +8,11 @@ class BayesqError(Exception):
     """Base of every error that bayesq raises on purpose."""
 
 
-class BitstreamError(BayesqError):
-    """A ``.bq`` file is damaged, truncated, foreign, or needs a newer bayesq or another model."""
+class BitstreamError(BayesqError, OSError):
+    """A ``.bq`` file is damaged, truncated, foreign, or needs a newer bayesq or another model.
+
+    An OSError too, since that is what programs expect of a picture file that cannot be read.
+    """
 
 
 class ModelError(BayesqError):

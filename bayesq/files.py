@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from PIL import Image
 
 from bayesq import bitstream
-from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, XMP, File, Header, Mode
+from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, XMP, File, Head, Header, Mode
 from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.io import normalized, to_image, to_tensor
 from bayesq.quality import level_of, quality_of
@@ -115,7 +115,7 @@ def decode(data: bytes, codec: TileCodec | None = None) -> Image.Image:
     if codec is None:
         from bayesq import zoo
 
-        codec = zoo.load(zoo.find(header.model_id))
+        codec = zoo.shared(zoo.find(header.model_id))
     _check_model(header, codec)
     picture = Image.new(_colours(header), (header.width, header.height))
     for (left, top, right, bottom), payload in zip(header.boxes(), file.tiles, strict=True):
@@ -123,9 +123,7 @@ def decode(data: bytes, codec: TileCodec | None = None) -> Image.Image:
         picture.paste(to_image(_in_mode(x, header)), (left, top))
     if samples is not None:
         picture.putalpha(Image.frombytes("L", picture.size, samples))
-    for tag, key, prefix in ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b"")):
-        if tag in file.chunks:
-            picture.info[key] = prefix + file.chunks[tag]
+    picture.info |= _info(file.chunks)
     return picture
 
 
@@ -174,7 +172,7 @@ def describe(data: bytes) -> Description:
         format_version=bitstream.VERSION,
         width=header.width,
         height=header.height,
-        mode=_colours(header) + ("A" if ALPHA in head.chunks else ""),
+        mode=mode_of(head),
         model_id=header.model_id.hex(),
         level=header.level,
         quality=quality_of(header.level),
@@ -184,6 +182,20 @@ def describe(data: bytes) -> Description:
         chunks={tag: entry.length for tag, entry in head.chunks.items()},
         intact=intact,
     )
+
+
+def mode_of(head: Head) -> str:
+    """L, LA, RGB or RGBA."""
+    return _colours(head.header) + ("A" if ALPHA in head.chunks else "")
+
+
+def read_info(stream: BinaryIO, head: Head) -> dict[str, bytes]:
+    """The metadata of a file as Pillow's ``info``, without reading the pixels.
+
+    Raises:
+        BitstreamError: the metadata is damaged or cut off.
+    """
+    return _info(bitstream.read_chunks(stream, head, (ICC, EXIF, XMP)))
 
 
 def _check_model(header: Header, codec: TileCodec) -> None:
@@ -197,6 +209,11 @@ def _in_mode(x: Tensor, header: Header) -> Tensor:
 
 def _colours(header: Header) -> str:
     return "RGB" if header.mode == Mode.RGB else "L"
+
+
+def _info(chunks: Mapping[str, bytes]) -> dict[str, bytes]:
+    keys = ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b""))
+    return {key: prefix + chunks[tag] for tag, key, prefix in keys if tag in chunks}
 
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:

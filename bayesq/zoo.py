@@ -1,11 +1,18 @@
-"""The trained models that ship with bayesq, listed in ``models/manifest.json``."""
+"""The trained models at hand: those that ship with bayesq, listed in ``models/manifest.json``, and one's own.
+
+One's own are the weights files that the environment variable ``BAYESQ_MODELS`` lists, separated as in ``PATH``. They
+are called after their folders, and files that were written with them are read like any other.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from bayesq.errors import ModelError
@@ -13,6 +20,8 @@ from bayesq.resources import models_dir
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
+
+_loading = Lock()
 
 
 @dataclass(frozen=True)
@@ -23,18 +32,23 @@ class Entry:
     id: str
     """16 hexadecimal digits: the first 8 bytes of ``sha256``, as files name the model they need."""
     file: str
-    """The weights, relative to the models folder."""
+    """The weights, relative to the models folder, or an absolute path."""
     sha256: str
     description: str
 
 
 def manifest() -> list[Entry]:
-    """The models at hand, in the manifest's order. Reads one small JSON file; needs no torch."""
+    """The models at hand, in the manifest's order, then those of ``BAYESQ_MODELS``. Needs no torch.
+
+    Raises:
+        ModelError: the manifest is damaged, or a weights file of ``BAYESQ_MODELS`` is missing.
+    """
     path = models_dir() / "manifest.json"
     try:
-        return [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        shipped = [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not a readable list of models ({error})") from error
+    return shipped + [_own(Path(file)) for file in os.environ.get("BAYESQ_MODELS", "").split(os.pathsep) if file]
 
 
 def find(model_id: bytes) -> str:
@@ -57,10 +71,53 @@ def load(name: str = "base") -> Codec:
     """
     if name.endswith(".safetensors"):
         return _read(Path(name))
+    entry = _called(name)
+    return _read(models_dir() / entry.file, entry.sha256)
+
+
+def shared(name: str = "base") -> Codec:
+    """The same codec for all who ask in this process, read once: for many pictures in a row. Nobody may change it.
+
+    Raises:
+        ModelError: as ``load``.
+    """
+    with _loading:
+        return _loaded(name, sha256(name))
+
+
+def sha256(name: str) -> str:
+    """The SHA-256 of a model's weights, 64 hexadecimal digits; ``name`` as for ``load``. Needs no torch.
+
+    Raises:
+        ModelError: the model is unknown, or the path has no weights file.
+    """
+    return _own(Path(name)).sha256 if name.endswith(".safetensors") else _called(name).sha256
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str, _sha256: str) -> Codec:
+    return load(name)
+
+
+def _called(name: str) -> Entry:
     for entry in manifest():
         if entry.name == name:
-            return _read(models_dir() / entry.file, entry.sha256)
+            return entry
     raise ModelError(f"no model called {name!r}; {_at_hand()}")
+
+
+def _own(path: Path) -> Entry:
+    try:
+        path = path.resolve(strict=True)
+        digest = _digest(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise ModelError(f"{path}: no such weights file") from error
+    return Entry(path.parent.name, digest[:16], str(path), digest, str(path))
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _modified: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read(path: Path, sha256: str | None = None) -> Codec:

@@ -26,6 +26,7 @@ def loaded_by(statement: str) -> set[str]:
         "import bayesq.bitstream",
         "import bayesq.cli; bayesq.cli.build_parser()",
         "import bayesq.zoo; bayesq.zoo.manifest()",
+        "import bayesq.pil",
     ],
 )
 def test_light_imports(statement):

@@ -71,3 +71,28 @@ def test_unreadable_manifest(shelf, text):
     (shelf.parent.parent / "manifest.json").write_text(text)
     with pytest.raises(ModelError, match="not a readable list of models"):
         zoo.manifest()
+
+
+def test_own_models_are_found_by_name_and_id(shelf, small_codec_path, monkeypatch):
+    monkeypatch.setenv("BAYESQ_MODELS", small_codec_path)
+    digest = zoo.sha256(small_codec_path)
+    name = zoo.find(bytes.fromhex(digest[:16]))
+    assert [entry.name for entry in zoo.manifest()] == ["toy", name]
+    assert zoo.load(name).model_id.hex() == digest[:16]
+    assert zoo.shared(name) is zoo.shared(name)
+
+
+def test_a_missing_own_model_is_named(shelf, monkeypatch):
+    monkeypatch.setenv("BAYESQ_MODELS", "elsewhere.safetensors")
+    with pytest.raises(ModelError, match=r"elsewhere\.safetensors: no such weights file"):
+        zoo.manifest()
+
+
+def test_shared_models_follow_their_file(tiny_codec, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    tiny_codec.save(path)
+    first = zoo.shared(str(path))
+    other = tiny_codec.exported()
+    other.prior.hyper_index.table += 1
+    other.save(path)
+    assert zoo.shared(str(path)).model_id != first.model_id

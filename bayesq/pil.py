@@ -1,0 +1,87 @@
+"""``.bq`` files in Pillow: ``import bayesq.pil``, then ``Image.open("a.bq")``, ``image.save("a.bq", quality=75)``.
+
+Opening reads the head and the metadata alone, without torch; pixels are decoded when first needed, by the model that
+the file names. ``save`` takes ``quality`` (0 to 100), ``model`` (a name or a weights file) and, as other formats do,
+``icc_profile``, ``exif`` and ``xmp``, which are otherwise those of ``image.info``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import IO
+
+from PIL import Image, ImageFile
+
+from bayesq import bitstream, files
+from bayesq.errors import ImageError, ModelError
+from bayesq.quality import quality_of
+
+FORMAT = "BQ"
+_METADATA = ("icc_profile", "exif", "xmp")
+
+
+class BqImageFile(ImageFile.ImageFile):
+    """A ``.bq`` file as Pillow opens it.
+
+    ``info`` holds ``quality``, ``model_id`` (16 hexadecimal digits), and the metadata that the file has.
+
+    Raises:
+        BitstreamError: the file is damaged; it is an OSError, as Pillow's users expect.
+        OSError: when pixels are asked for, and the model that wrote the file is not at hand.
+    """
+
+    format = FORMAT
+    format_description = "bayesq learned image compression"
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        head = bitstream.read_head(self.fp)
+        self._size, self._mode = (head.header.width, head.header.height), files.mode_of(head)
+        self.info = {"quality": quality_of(head.header.level), "model_id": head.header.model_id.hex()}
+        self.info |= files.read_info(self.fp, head)
+
+    def verify(self) -> None:
+        if self.fp is not None:
+            self.fp.seek(0)
+            bitstream.unpack(self.fp.read())
+        super().verify()
+
+    def load(self) -> Image.core.PixelAccess | None:
+        if self.fp is not None:
+            self.fp.seek(0)
+            try:
+                self.im = files.decode(self.fp.read()).im
+            except ModelError as error:
+                raise OSError(str(error)) from error
+            if self._exclusive_fp:
+                self.fp.close()
+            self.fp = None
+        return super().load()
+
+
+def register() -> None:
+    """Makes Pillow open and save ``.bq`` files. Importing this module has done it already."""
+    Image.register_open(FORMAT, BqImageFile, lambda prefix: prefix.startswith(bitstream.MAGIC))
+    Image.register_save(FORMAT, _save)
+    Image.register_extension(FORMAT, ".bq")
+    Image.register_mime(FORMAT, "image/x-bayesq")
+
+
+def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    from bayesq import zoo
+
+    options = image.encoderinfo
+    picture = image.copy()
+    for key in _METADATA:
+        value = options.get(key, picture.info.get(key))
+        picture.info[key] = value.tobytes() if isinstance(value, Image.Exif) else value
+    try:
+        data = files.encode(picture, zoo.shared(options.get("model", "base")), options.get("quality", 75))
+    except ImageError as error:
+        raise OSError(f"cannot write {os.fsdecode(filename)} as {FORMAT}: {error}") from error
+    except ModelError as error:
+        raise ValueError(str(error)) from error
+    fp.write(data)
+
+
+register()
