@@ -12,14 +12,19 @@ level                 1           quality level, 0 (smallest file) … 255 (best
 chunk count           1           C
 model id              8           first 8 bytes of the SHA-256 of the weights file
 width, height         4 + 4       pixels, at least 1; width × height ≤ `MAX_PIXELS`
-tile width, height    4 + 4       pixels, at least 1 and at most the picture's; tiles on the right and
-                                  bottom edges are cut off by the picture's border; T ≤ `MAX_TILES` tiles
+tile width, height    4 + 4       pixels, at least 1, at most the picture's and `MAX_TILE_SIDE`; tiles on the
+                                  right and bottom edges are cut off by the picture's border; T ≤ `MAX_TILES`
+                                  tiles; where there are several side by side (on top of one another), the width
+                                  (height) is a multiple of the size that the model pads pictures to
 tile directory        8 T         of each tile, row by row: length (4), CRC-32 of the payload (4)
 chunk directory       12 C        of each chunk: tag (4, printable ASCII), length (4), CRC-32 of the data (4)
 head CRC              4           CRC-32 of all the above
 tile payloads         Σ lengths   in the directory's order
 chunk data            Σ lengths   in the directory's order
 ====================  ==========  ======================================================================
+
+A tile's payload holds the codes of its own latents and can be read alone; for the picture, the synthesis is given the
+tile's latents with those of its neighbours around them.
 
 CRC-32 is zlib's. The directory stands in front, so that a damaged payload cannot hide where the next one begins, and
 what a file is can be told without reading it all. Readers keep chunks with unknown tags and ignore them. The tags:
@@ -35,9 +40,10 @@ what a file is can be told without reading it all. Readers keep chunks with unkn
 import io
 import struct
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate
 from typing import BinaryIO
 
 from bayesq.errors import BitstreamError
@@ -46,7 +52,12 @@ MAGIC = b"\x89BQ\n"
 VERSION = 1
 MAX_PIXELS = 1 << 28
 MAX_TILES = 1 << 16
+MAX_TILE_SIDE = 1 << 11
+STRIP = 64
 ALPHA, ICC, EXIF, XMP = "ALPH", "ICCP", "EXIF", "XMP_"
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels, right and bottom outside."""
 
 _FIXED = struct.Struct("<4s4B8s4I")
 _TILE = struct.Struct("<2I")
@@ -86,6 +97,10 @@ class Header:
             raise BitstreamError(
                 f"tiles of {self.tile_width} × {self.tile_height} do not fit {self.width} × {self.height} pixels"
             )
+        if max(self.tile_width, self.tile_height) > MAX_TILE_SIDE:
+            raise BitstreamError(
+                f"tiles of {self.tile_width} × {self.tile_height} exceed the limit of {MAX_TILE_SIDE} pixels a side"
+            )
         if self.columns * self.rows > MAX_TILES:
             raise BitstreamError(f"{self.columns * self.rows} tiles exceed the limit of {MAX_TILES}")
         if not 0 <= self.level <= 255:
@@ -103,8 +118,8 @@ class Header:
         """Number of tiles on top of one another."""
         return -(-self.height // self.tile_height)
 
-    def boxes(self) -> list[tuple[int, int, int, int]]:
-        """Left, top, right and bottom of each tile, in pixels, row by row."""
+    def boxes(self) -> list[Box]:
+        """The place of each tile, row by row."""
         return [
             (x, y, min(x + self.tile_width, self.width), min(y + self.tile_height, self.height))
             for y in range(0, self.height, self.tile_height)
@@ -147,6 +162,11 @@ class Head:
     chunks: Mapping[str, Entry]
     size: int
 
+    @property
+    def announced(self) -> int:
+        """Bytes of the whole file."""
+        return self.size + sum(entry.length for entry in (*self.tiles, *self.chunks.values()))
+
 
 def pack(file: File) -> bytes:
     """The bytes of a file.
@@ -171,23 +191,10 @@ def unpack(data: bytes) -> File:
     Raises:
         BitstreamError: the data is anything else than what `pack` returns for some file.
     """
-    head = read_head(io.BytesIO(data))
-    entries = {f"tile {n}": entry for n, entry in enumerate(head.tiles)}
-    entries |= {f"chunk {tag}": entry for tag, entry in head.chunks.items()}
-    missing = head.size + sum(entry.length for entry in entries.values()) - len(data)
-    if missing > 0:
-        raise BitstreamError(f"the file is cut off: {missing} bytes are missing")
-    if missing < 0:
-        raise BitstreamError(f"the file is damaged: {-missing} bytes follow its end")
-    bodies, start = [], head.size
-    for name, entry in entries.items():
-        body = data[start : start + entry.length]
-        start += entry.length
-        if zlib.crc32(body) != entry.crc:
-            raise BitstreamError(f"the file is damaged: wrong checksum of {name}")
-        bodies.append(body)
-    count = len(head.tiles)
-    return File(head.header, tuple(bodies[:count]), dict(zip(head.chunks, bodies[count:], strict=True)))
+    reader = Reader(io.BytesIO(data))
+    reader.check_length()
+    head = reader.head
+    return File(head.header, tuple(map(reader.tile, range(len(head.tiles)))), {t: reader.chunk(t) for t in head.chunks})
 
 
 def read_header(stream: BinaryIO) -> Header:
@@ -233,46 +240,85 @@ def read_head(stream: BinaryIO) -> Head:
     return Head(header, tiles, chunks, _FIXED.size + len(directory))
 
 
-def read_chunks(stream: BinaryIO, head: Head, tags: Collection[str]) -> dict[str, bytes]:
-    """Those of a file's chunks that have one of the tags, without reading anything else.
+class Reader:
+    """The parts of a file, each read and checked when it is asked for.
+
+    Args:
+        stream: begins with the file and can seek.
 
     Raises:
-        BitstreamError: one of them is damaged or cut off.
+        BitstreamError: the stream does not begin with an intact head.
     """
-    size = stream.seek(0, io.SEEK_END)
-    start = head.size + sum(entry.length for entry in head.tiles)
-    chunks = {}
-    for tag, entry in head.chunks.items():
-        if tag in tags:
-            if start + entry.length > size:
-                raise BitstreamError(f"the file is cut off before the end of chunk {tag}")
-            stream.seek(start)
-            chunks[tag] = stream.read(entry.length)
-            if zlib.crc32(chunks[tag]) != entry.crc:
-                raise BitstreamError(f"the file is damaged: wrong checksum of chunk {tag}")
-        start += entry.length
-    return chunks
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        stream.seek(0)
+        self.head = read_head(stream)
+        self._tile_starts = list(accumulate((entry.length for entry in self.head.tiles), initial=self.head.size))
+        lengths = (entry.length for entry in self.head.chunks.values())
+        self._chunk_starts = dict(
+            zip(self.head.chunks, accumulate(lengths, initial=self._tile_starts[-1]), strict=False)
+        )
+
+    def length(self) -> int:
+        """Bytes of the stream."""
+        return self._stream.seek(0, io.SEEK_END)
+
+    def check_length(self) -> None:
+        """Raises BitstreamError unless the stream is as long as its head announces."""
+        missing = self.head.announced - self.length()
+        if missing > 0:
+            raise BitstreamError(f"the file is cut off: {missing} bytes are missing")
+        if missing < 0:
+            raise BitstreamError(f"the file is damaged: {-missing} bytes follow its end")
+
+    def tile(self, number: int) -> bytes:
+        """The payload of one tile. Raises BitstreamError if it is damaged or cut off."""
+        return self._body(f"tile {number}", self._tile_starts[number], self.head.tiles[number])
+
+    def chunk(self, tag: str) -> bytes:
+        """One of the chunks that the head lists. Raises BitstreamError if it is damaged or cut off."""
+        return self._body(f"chunk {tag}", self._chunk_starts[tag], self.head.chunks[tag])
+
+    def _body(self, name: str, start: int, entry: Entry) -> bytes:
+        if start + entry.length > self.length():
+            raise BitstreamError(f"the file is cut off before the end of {name}")
+        self._stream.seek(start)
+        body = self._stream.read(entry.length)
+        if zlib.crc32(body) != entry.crc:
+            raise BitstreamError(f"the file is damaged: wrong checksum of {name}")
+        return body
 
 
-def pack_plane(samples: bytes) -> bytes:
-    """Compresses an 8-bit plane, as the alpha chunk holds it."""
-    return zlib.compress(samples, 9)
+def pack_plane(strips: Iterable[bytes]) -> bytes:
+    """Compresses an 8-bit plane, given piece by piece, as the alpha chunk holds it."""
+    deflate = zlib.compressobj(9)
+    return b"".join([*map(deflate.compress, strips), deflate.flush()])
 
 
-def unpack_plane(data: bytes, width: int, height: int) -> bytes:
-    """The height × width samples of a compressed plane; never makes more than one sample too many.
+def unpack_plane(data: bytes, width: int, height: int) -> Iterator[bytes]:
+    """The samples of a compressed plane in strips of `STRIP` rows, the last one of what is left.
 
     Raises:
         BitstreamError: the data is not a compressed plane of that size.
     """
     inflate = zlib.decompressobj()
+    for top in range(0, height, STRIP):
+        size = width * min(STRIP, height - top)
+        strip = _inflated(inflate, data, size)
+        if len(strip) < size:
+            break
+        yield strip
+        data = inflate.unconsumed_tail
+    if len(strip) < size or _inflated(inflate, data, 1) or not inflate.eof or inflate.unused_data:
+        raise BitstreamError(f"the alpha plane does not hold {width} × {height} samples")
+
+
+def _inflated(inflate: "zlib._Decompress", data: bytes, size: int) -> bytes:
     try:
-        samples = inflate.decompress(data, width * height + 1)
+        return inflate.decompress(data, size)
     except zlib.error as error:
         raise BitstreamError(f"the alpha plane is damaged ({error})") from error
-    if len(samples) != width * height or not inflate.eof or inflate.unused_data:
-        raise BitstreamError(f"the alpha plane does not hold {width} × {height} samples")
-    return samples
 
 
 def _check_length(data: bytes, size: int) -> None:

@@ -34,6 +34,8 @@ from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, quantize, sam
 if TYPE_CHECKING:
     from compressai.models import CompressionModel
 
+    from bayesq.bitstream import Box
+
 FORMAT = "bayesq-codec-1"
 
 
@@ -76,6 +78,9 @@ class Codec(nn.Module):
         multiple: Pictures are padded to a multiple of this.
         architecture: What ``save`` needs to know to rebuild the networks; None for foreign models.
     """
+
+    margin = 4
+    """Latents around a tile that g_a and g_s should see with it. What lies further off does not show in 8 bits."""
 
     def __init__(
         self,
@@ -120,16 +125,23 @@ class Codec(nn.Module):
         """Height and width rounded up to what the networks take."""
         return math.ceil(height / self.multiple) * self.multiple, math.ceil(width / self.multiple) * self.multiple
 
-    def targets(self, x: Tensor, level: Tensor) -> list[Tensor]:
+    def targets(self, x: Tensor, level: Tensor, window: Box | None = None) -> list[Tensor]:
         """What the encoder would code along the walk, before quantisation.
 
         Args:
             x: ``(B, 3, H, W)`` in [0, 1], any size.
             level: ``(B,)`` int64 in 0…255.
+            window: The part of x to code, left, top, right and bottom, all of it by default; the rest is context for
+                g_a. Left and top are multiples of ``multiple``, as are right and bottom where they are not those of x.
         """
         height, width = self.padded_size(*x.shape[-2:])
         x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), mode="replicate")
-        return self.prior.targets(self.analysis(x, level), level)
+        z = self.analysis(x, level)
+        if window is not None:
+            left, top = window[0] // self.reduction, window[1] // self.reduction
+            height, width = (side // self.reduction for side in self.padded_size(*_size(window)))
+            z = z[..., top : top + height, left : left + width]
+        return self.prior.targets(z, level)
 
     def walk(self, batch: int, height: int, width: int, level: Tensor) -> Walk:
         """The prior's walk for pictures of the given size."""
@@ -159,8 +171,13 @@ class Codec(nn.Module):
         return picture.clamp(0, 1), float(coded.nats.sum()) / math.log(2)
 
     @torch.inference_mode()
-    def compress(self, x: Tensor, level: int) -> bytes:
+    def compress(self, x: Tensor, level: int, window: Box | None = None) -> bytes:
         """Entropy-coded payload of one picture ``(1, 3, H, W)`` in [0, 1] at a quality level in 0…255.
+
+        Args:
+            x: The picture.
+            level: The quality level.
+            window: What of it is coded, as for ``targets``: a tile in its surroundings.
 
         Raises:
             ImageError: the picture holds NaN or infinity.
@@ -168,32 +185,48 @@ class Codec(nn.Module):
         if not torch.isfinite(x).all():
             raise ImageError("the picture holds values that are not finite")
         levels = self._levels(level, 1)
+        size = x.shape[-2:] if window is None else _size(window)
         with exact_arithmetic():
-            return encode(self.walk(1, *x.shape[-2:], levels), self.targets(x, levels))
+            return encode(self.walk(1, *size, levels), self.targets(x, levels, window))
 
     @torch.inference_mode()
-    def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
-        """The picture ``(1, 3, H, W)`` in [0, 1] that a payload stands for.
+    def latents(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """z ``(1, M, h, w)`` of the picture, padded, that a payload stands for.
 
         Raises:
             BitstreamError: the payload is not one that ``compress`` wrote with this model at this size and level.
         """
-        levels = self._levels(level, 1)
         with exact_arithmetic():
-            cells = decode(self.walk(1, height, width, levels), payload)
-        return self.picture([cell.centre for cell in cells], height, width, levels).clamp(0, 1)
+            cells = decode(self.walk(1, height, width, self._levels(level, 1)), payload)
+        return self.prior.image_latent([cell.centre for cell in cells])
 
     @torch.inference_mode()
-    def sample_decode(
+    def sample_latents(
         self, payload: bytes, height: int, width: int, level: int, n: int, generator: torch.Generator
     ) -> Tensor:
-        """n pictures ``(n, 1, 3, H, W)`` that the payload may stand for: drawn from the prior within its cells."""
+        """n latents ``(n, M, h, w)`` that the payload may stand for: drawn from the prior within its cells."""
         levels = self._levels(level, 1)
         with exact_arithmetic():
             cells = decode(self.walk(1, height, width, levels), payload)
             draws = sample_within(self.walk(1, height, width, levels), cells, n, generator)
-        pictures = [self.picture(values, height, width, levels) for values in draws]
-        return torch.stack(pictures).clamp(0, 1)
+        return torch.cat([self.prior.image_latent(values) for values in draws])
+
+    @torch.inference_mode()
+    def synthesize(self, z: Tensor, level: int) -> Tensor:
+        """Pictures ``(B, 3, H, W)`` in [0, 1] of latents ``(B, M, h, w)``, one after the other to save memory."""
+        levels = self._levels(level, 1)
+        return torch.cat([self.synthesis(one, levels).clamp(0, 1) for one in z.split(1)])
+
+    def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """The picture ``(1, 3, H, W)`` in [0, 1] that a payload stands for; raises as ``latents``."""
+        return self.synthesize(self.latents(payload, height, width, level), level)[..., :height, :width]
+
+    def sample_decode(
+        self, payload: bytes, height: int, width: int, level: int, n: int, generator: torch.Generator
+    ) -> Tensor:
+        """n pictures ``(n, 1, 3, H, W)`` that the payload may stand for, of ``sample_latents``."""
+        z = self.sample_latents(payload, height, width, level, n, generator)
+        return self.synthesize(z, level)[:, None, :, :height, :width]
 
     @staticmethod
     def _levels(level: int, batch: int) -> Tensor:
@@ -251,6 +284,11 @@ class Codec(nn.Module):
         codec.prior.scales.check()
         codec.name, codec.model_id = path.parent.name, hashlib.sha256(path.read_bytes()).digest()[:8]
         return codec
+
+
+def _size(box: Box) -> tuple[int, int]:
+    left, top, right, bottom = box
+    return bottom - top, right - left
 
 
 def _ordered(data: bytes) -> bytes:

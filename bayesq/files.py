@@ -1,19 +1,24 @@
-"""Pictures to ``.bq`` bytes and back: colours through a codec, everything else (alpha, metadata) without loss."""
+"""Pictures to ``.bq`` bytes and back: colours through a codec, everything else (alpha, metadata) without loss.
+
+Large pictures are coded tile by tile, so that beside the 8-bit picture and the file little memory is needed.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
 
 from PIL import Image
 
 from bayesq import bitstream
-from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, XMP, File, Head, Header, Mode
+from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, STRIP, XMP, Box, File, Head, Header, Mode, Reader
 from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.io import normalized, to_image, to_tensor
 from bayesq.quality import level_of, quality_of
+from bayesq.tiling import Mosaic, Transform, surroundings, tile_side
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -21,27 +26,49 @@ if TYPE_CHECKING:
 _EXIF_PREFIX = b"Exif\0\0"
 
 
-class TileCodec(Protocol):
+_GREY = 128
+_T = TypeVar("_T")
+
+
+class TileCodec(Transform, Protocol):
     """What a file needs of a codec."""
 
     @property
     def model_id(self) -> bytes:
         """The first 8 bytes of the SHA-256 of the weights file."""
 
-    def compress(self, x: Tensor, level: int) -> bytes:
-        """Codes x, (1, 3, H, W) in [0, 1], at one of 256 quality levels."""
+    def compress(self, x: Tensor, level: int, window: Box) -> bytes:
+        """Codes that window of x, (1, 3, H, W) in [0, 1], at one of 256 quality levels; the rest of x is context."""
 
-    def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
-        """The coded picture, (1, 3, height, width) in [0, 1]."""
+    def latents(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """The coded latents, (1, M, h, w), of a picture or tile of that size, padded."""
+
+    def synthesize(self, z: Tensor, level: int) -> Tensor:
+        """Pictures of latents, (B, 3, H, W) in [0, 1]."""
 
 
 class SamplingCodec(TileCodec, Protocol):
     """A codec that can also draw from the cells of a payload."""
 
-    def sample_decode(
+    def sample_latents(
         self, payload: bytes, height: int, width: int, level: int, n: int, generator: Generator
     ) -> Tensor:
-        """Draws of the coded picture, (n, 1, 3, height, width) in [0, 1]."""
+        """Draws of the coded latents, (n, M, h, w)."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A part of a file that could not be read."""
+
+    part: str
+    """``tile 3`` (they are counted from 0, row by row) or ``chunk ALPH``."""
+    box: Box | None
+    """The place of a tile: left, top, right and bottom, pixels."""
+    reason: str
+
+    def __str__(self) -> str:
+        place = "" if self.box is None else " at {},{},{},{}".format(*self.box)
+        return f"{self.part}{place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -64,10 +91,14 @@ class Description:
     """Of the whole file."""
     tile_grid: tuple[int, int]
     """Columns and rows."""
+    tile_size: tuple[int, int]
+    """Width and height of a tile, pixels; the picture's border cuts off those on the right and at the bottom."""
     chunks: Mapping[str, int]
     """Bytes of each chunk, by tag."""
     intact: bool
-    """Whether all bytes are there and all checksums right."""
+    """Whether all bytes are there, and no more, and all checksums right."""
+    damaged: tuple[str, ...]
+    """Which tiles and chunks are damaged: ``tile 3``, ``chunk ALPH``."""
 
 
 def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
@@ -91,47 +122,68 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
     width, height = pixels.size
     chunks = _metadata(image)
     if pixels.mode.endswith("A"):
-        chunks[ALPHA] = bitstream.pack_plane(pixels.getchannel("A").tobytes())
+        strips = ((0, top, width, min(top + STRIP, height)) for top in range(0, height, STRIP))
+        chunks[ALPHA] = bitstream.pack_plane(pixels.crop(strip).getchannel("A").tobytes() for strip in strips)
     mode = Mode.RGB if pixels.mode.startswith("RGB") else Mode.GREY
-    header = Header(width, height, mode, level, codec.model_id, width, height)
-    return bitstream.pack(File(header, (codec.compress(to_tensor(pixels), level),), chunks))
+    sides = (tile_side(side, codec.multiple) for side in pixels.size)
+    header = Header(width, height, mode, level, codec.model_id, *sides)
+    tiles = []
+    for box in header.boxes():
+        around, window = surroundings(box, header, codec)
+        tiles.append(codec.compress(to_tensor(pixels.crop(around)), level, window))
+    return bitstream.pack(File(header, tuple(tiles), chunks))
 
 
-def decode(data: bytes, codec: TileCodec | None = None) -> Image.Image:
+def decode(
+    data: bytes | BinaryIO,
+    codec: TileCodec | None = None,
+    *,
+    region: Box | None = None,
+    on_damage: Callable[[Damage], None] | None = None,
+) -> Image.Image:
     """The picture in a ``.bq`` file, in mode L, LA, RGB or RGBA, with its metadata in ``info``.
 
     Args:
-        data: the whole file.
+        data: the whole file, or a stream of it that can seek, of which no more than needed is read.
         codec: the model that wrote it; looked up by its id among the installed ones if not given.
+        region: the part of the picture to decode: left, top, right and bottom, pixels; all of it if not given.
+        on_damage: is told what cannot be read, while the rest is decoded: damaged tiles become grey, a damaged alpha
+            plane opaque, damaged metadata nothing. If not given, any damage is an error.
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
         ModelError: the file needs another model than that given, or than those installed.
+        ImageError: the region is empty or not inside the picture.
     """
-    file = bitstream.unpack(data)
-    header = file.header
-    alpha = file.chunks.get(ALPHA)
-    samples = None if alpha is None else bitstream.unpack_plane(alpha, header.width, header.height)
+    reader = _opened(data, on_damage)
+    header = reader.head.header
+    box = _checked(region, header)
     if codec is None:
         from bayesq import zoo
 
         codec = zoo.shared(zoo.find(header.model_id))
     _check_model(header, codec)
-    picture = Image.new(_colours(header), (header.width, header.height))
-    for (left, top, right, bottom), payload in zip(header.boxes(), file.tiles, strict=True):
-        x = codec.decompress(payload, bottom - top, right - left, header.level)
-        picture.paste(to_image(_in_mode(x, header)), (left, top))
-    if samples is not None:
-        picture.putalpha(Image.frombytes("L", picture.size, samples))
-    picture.info |= _info(file.chunks)
+    tiles = _Tiles(reader, codec, on_damage)
+    size, grey = (box[2] - box[0], box[3] - box[1]), (_GREY,) * len(_colours(header))
+    picture = None
+    for part in Mosaic(header, codec).parts(box, tiles.latents):
+        x = codec.synthesize(part.z, header.level)[part.crop]
+        picture = picture or Image.new(_colours(header), size, grey)  # not before a payload has proved sound
+        picture.paste(to_image(_in_mode(x, header)), (part.box[0] - box[0], part.box[1] - box[1]))
+    picture = picture or Image.new(_colours(header), size, grey)
+    if ALPHA in reader.head.chunks:
+        picture.putalpha(_salvaged(lambda: _alpha(reader, box), f"chunk {ALPHA}", None, on_damage) or 255)
+    picture.info |= _info(reader, on_damage)
     return picture
 
 
-def deviation(data: bytes, codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
+def deviation(data: bytes | BinaryIO, codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
     """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
 
+    Of large pictures each tile is drawn by itself, its neighbours' latents being what the file says.
+
     Args:
-        data: the whole file.
+        data: the whole file, or a stream of it that can seek.
         codec: the model that wrote it.
         samples: number of draws, at least 2.
         generator: source of the randomness.
@@ -145,29 +197,34 @@ def deviation(data: bytes, codec: SamplingCodec, samples: int, generator: Genera
     """
     import torch
 
-    file = bitstream.unpack(data)
-    header = file.header
+    reader = _opened(data)
+    header = reader.head.header
     _check_model(header, codec)
     result = torch.empty(1, 1, header.height, header.width)
-    for (left, top, right, bottom), payload in zip(header.boxes(), file.tiles, strict=True):
-        draws = codec.sample_decode(payload, bottom - top, right - left, header.level, samples, generator)
-        result[..., top:bottom, left:right] = _in_mode(draws, header).var(0).mean(1, keepdim=True).sqrt()
+    tiles = _Tiles(reader, codec)
+    for part in Mosaic(header, codec).parts(_checked(None, header), tiles.latents):
+        z = part.z.repeat(samples, 1, 1, 1)
+        coded = reader.tile(part.tile), *tiles.size(part.tile), header.level
+        z[part.own] = codec.sample_latents(*coded, samples, generator)[part.own_part]
+        draws = _in_mode(codec.synthesize(z, header.level)[part.crop], header)
+        left, top, right, bottom = part.box
+        result[..., top:bottom, left:right] = draws.var(0).mean(0).sqrt()
     return result
 
 
-def describe(data: bytes) -> Description:
+def describe(data: bytes | BinaryIO) -> Description:
     """What a file says of itself; needs neither its model nor torch.
+
+    Args:
+        data: the whole file, or a stream of it that can seek.
 
     Raises:
         BitstreamError: not even the head of the file is intact.
     """
-    head = bitstream.read_head(io.BytesIO(data))
-    header = head.header
-    try:
-        bitstream.unpack(data)
-        intact = True
-    except BitstreamError:
-        intact = False
+    reader = Reader(_stream(data))
+    head, header, length = reader.head, reader.head.header, reader.length()
+    damaged = [f"tile {n}" for n in range(len(head.tiles)) if not _is_sound(reader.tile, n)]
+    damaged += [f"chunk {tag}" for tag in head.chunks if not _is_sound(reader.chunk, tag)]
     return Description(
         format_version=bitstream.VERSION,
         width=header.width,
@@ -176,11 +233,13 @@ def describe(data: bytes) -> Description:
         model_id=header.model_id.hex(),
         level=header.level,
         quality=quality_of(header.level),
-        bytes=len(data),
-        bits_per_pixel=8 * len(data) / (header.width * header.height),
+        bytes=length,
+        bits_per_pixel=8 * length / (header.width * header.height),
         tile_grid=(header.columns, header.rows),
+        tile_size=(header.tile_width, header.tile_height),
         chunks={tag: entry.length for tag, entry in head.chunks.items()},
-        intact=intact,
+        intact=not damaged and length == head.announced,
+        damaged=tuple(damaged),
     )
 
 
@@ -189,13 +248,79 @@ def mode_of(head: Head) -> str:
     return _colours(head.header) + ("A" if ALPHA in head.chunks else "")
 
 
-def read_info(stream: BinaryIO, head: Head) -> dict[str, bytes]:
+def read_info(reader: Reader) -> dict[str, bytes]:
     """The metadata of a file as Pillow's ``info``, without reading the pixels.
 
     Raises:
         BitstreamError: the metadata is damaged or cut off.
     """
-    return _info(bitstream.read_chunks(stream, head, (ICC, EXIF, XMP)))
+    return _info(reader)
+
+
+class _Tiles:
+    """The tiles of a file through a codec."""
+
+    def __init__(self, reader: Reader, codec: TileCodec, on_damage: Callable[[Damage], None] | None = None) -> None:
+        self._reader, self._codec, self._on_damage = reader, codec, on_damage
+        self._boxes = reader.head.header.boxes()
+
+    def size(self, tile: int) -> tuple[int, int]:
+        """Height and width."""
+        left, top, right, bottom = self._boxes[tile]
+        return bottom - top, right - left
+
+    def latents(self, tile: int) -> Tensor | None:
+        """What the codec reads from a tile; None if it is damaged, and that has been told."""
+        read = partial(self._read, tile)
+        return _salvaged(read, f"tile {tile}", self._boxes[tile], self._on_damage)
+
+    def _read(self, tile: int) -> Tensor:
+        level = self._reader.head.header.level
+        return self._codec.latents(self._reader.tile(tile), *self.size(tile), level)
+
+
+def _salvaged(
+    read: Callable[[], _T], part: str, box: Box | None, on_damage: Callable[[Damage], None] | None
+) -> _T | None:
+    """What is read, or None and a word about the damage if someone listens."""
+    try:
+        return read()
+    except BitstreamError as error:
+        if on_damage is None:
+            raise
+        on_damage(Damage(part, box, str(error)))
+        return None
+
+
+def _stream(data: bytes | BinaryIO) -> BinaryIO:
+    return io.BytesIO(data) if isinstance(data, bytes) else data
+
+
+def _opened(data: bytes | BinaryIO, on_damage: Callable[[Damage], None] | None = None) -> Reader:
+    reader = Reader(_stream(data))
+    if on_damage is None:
+        reader.check_length()
+    return reader
+
+
+def _is_sound(read: Callable[[_T], bytes], part: _T) -> bool:
+    try:
+        read(part)
+    except BitstreamError:
+        return False
+    return True
+
+
+def _checked(region: Box | None, header: Header) -> Box:
+    if region is None:
+        return 0, 0, header.width, header.height
+    left, top, right, bottom = region
+    if not (0 <= left < right <= header.width and 0 <= top < bottom <= header.height):
+        raise ImageError(
+            f"no region of {right - left} × {bottom - top} pixels at {left},{top} "
+            f"is in a picture of {header.width} × {header.height}"
+        )
+    return region
 
 
 def _check_model(header: Header, codec: TileCodec) -> None:
@@ -211,9 +336,25 @@ def _colours(header: Header) -> str:
     return "RGB" if header.mode == Mode.RGB else "L"
 
 
-def _info(chunks: Mapping[str, bytes]) -> dict[str, bytes]:
-    keys = ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b""))
-    return {key: prefix + chunks[tag] for tag, key, prefix in keys if tag in chunks}
+def _alpha(reader: Reader, region: Box) -> Image.Image:
+    header = reader.head.header
+    left, top, right, bottom = region
+    alpha = Image.new("L", (right - left, bottom - top))
+    strips = bitstream.unpack_plane(reader.chunk(ALPHA), header.width, header.height)
+    for strip, y in zip(strips, range(0, header.height, STRIP), strict=True):
+        size = header.width, len(strip) // header.width
+        alpha.paste(Image.frombytes("L", size, strip), (-left, y - top))
+    return alpha
+
+
+def _info(reader: Reader, on_damage: Callable[[Damage], None] | None = None) -> dict[str, bytes]:
+    info = {}
+    for tag, key, prefix in ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b"")):
+        if tag in reader.head.chunks:
+            data = _salvaged(partial(reader.chunk, tag), f"chunk {tag}", None, on_damage)
+            if data is not None:
+                info[key] = prefix + data
+    return info
 
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:

@@ -35,10 +35,11 @@ class BqImageFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         assert self.fp is not None
-        head = bitstream.read_head(self.fp)
-        self._size, self._mode = (head.header.width, head.header.height), files.mode_of(head)
-        self.info = {"quality": quality_of(head.header.level), "model_id": head.header.model_id.hex()}
-        self.info |= files.read_info(self.fp, head)
+        reader = bitstream.Reader(self.fp)
+        header = reader.head.header
+        self._size, self._mode = (header.width, header.height), files.mode_of(reader.head)
+        self.info = {"quality": quality_of(header.level), "model_id": header.model_id.hex()}
+        self.info |= files.read_info(reader)
 
     def verify(self) -> None:
         if self.fp is not None:
@@ -48,9 +49,8 @@ class BqImageFile(ImageFile.ImageFile):
 
     def load(self) -> Image.core.PixelAccess | None:
         if self.fp is not None:
-            self.fp.seek(0)
             try:
-                self.im = files.decode(self.fp.read()).im
+                self.im = files.decode(self.fp).im
             except ModelError as error:
                 raise OSError(str(error)) from error
             if self._exclusive_fp:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from bayesq.bitstream import (
     MAX_PIXELS,
+    MAX_TILE_SIDE,
     MAX_TILES,
+    STRIP,
     VERSION,
     File,
     Header,
@@ -127,6 +129,7 @@ def test_noise_is_refused(data):
         (24, struct.pack("<2I", 0, 2), "do not fit"),
         (24, struct.pack("<2I", 3, 3), "do not fit"),
         (16, struct.pack("<4I", MAX_TILES + 1, 1, 1, 1), "tiles exceed"),
+        (16, struct.pack("<4I", MAX_TILE_SIDE + 1, 1, MAX_TILE_SIDE + 1, 1), "a side"),
         (32, struct.pack("<I", 2**32 - 1), "cut off"),
         (32, struct.pack("<I", 6), "follow"),
     ],
@@ -168,11 +171,21 @@ def test_the_head_survives_damaged_payloads():
     assert read_header(io.BytesIO(pack(RICH)[:-30])) == RICH.header
 
 
-@given(st.integers(1, 20), st.integers(1, 20), st.data())
+@given(st.integers(1, 20), st.integers(1, 2 * STRIP + 1), st.data())
 def test_planes_come_back(width, height, data):
     samples = data.draw(st.binary(min_size=width * height, max_size=width * height))
-    packed = pack_plane(samples)
-    assert unpack_plane(packed, width, height) == samples
-    for wrong in (packed[:-1], packed + b"\0", packed[1:], b"", pack_plane(samples[1:]), pack_plane(samples + b"\0")):
+    cut = data.draw(st.integers(0, len(samples)))
+    packed = pack_plane([samples[:cut], samples[cut:]])
+    strips = list(unpack_plane(packed, width, height))
+    assert b"".join(strips) == samples
+    assert [len(strip) for strip in strips] == [width * min(STRIP, height - y) for y in range(0, height, STRIP)]
+    for wrong in (
+        packed[:-1],
+        packed + b"\0",
+        packed[1:],
+        b"",
+        pack_plane([samples[1:]]),
+        pack_plane([samples, b"\0"]),
+    ):
         with pytest.raises(BitstreamError, match="alpha plane"):
-            unpack_plane(wrong, width, height)
+            list(unpack_plane(wrong, width, height))

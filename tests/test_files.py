@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from bayesq import bitstream, files
-from bayesq.bitstream import File, Header, Mode
+from bayesq.bitstream import Box, File, Header, Mode
 from bayesq.errors import BayesqError, BitstreamError, ImageError, ModelError
 from bayesq.io import normalized, read_image
 
@@ -24,24 +24,30 @@ class ZlibCodec:
     """A lossy codec without a model: 8-bit samples on a grid that gets coarser as the level falls."""
 
     model_id = b"zlibtest"
+    reduction = multiple = 1
+    margin = 0
 
     @staticmethod
     def step(level: int) -> int:
         return 1 + (255 - level) // 32
 
-    def compress(self, x: torch.Tensor, level: int) -> bytes:
-        samples = (x * 255 / self.step(level)).round().to(torch.uint8)
+    def compress(self, x: torch.Tensor, level: int, window: Box) -> bytes:
+        left, top, right, bottom = window
+        samples = (x[..., top:bottom, left:right] * 255 / self.step(level)).round().to(torch.uint8)
         return zlib.compress(samples.numpy().tobytes())
 
-    def decompress(self, payload: bytes, height: int, width: int, level: int) -> torch.Tensor:
+    def latents(self, payload: bytes, height: int, width: int, level: int) -> torch.Tensor:
         samples = np.frombuffer(zlib.decompress(payload), np.uint8).reshape(1, 3, height, width)
-        return torch.from_numpy(samples.astype(np.float32)) * self.step(level) / 255
+        return torch.from_numpy(samples.astype(np.float32))
 
-    def sample_decode(
+    def sample_latents(
         self, payload: bytes, height: int, width: int, level: int, n: int, generator: torch.Generator
     ) -> torch.Tensor:
-        centre = self.decompress(payload, height, width, level)
-        return centre + (torch.rand(n, *centre.shape, generator=generator) - 0.5) * self.step(level) / 255
+        centre = self.latents(payload, height, width, level)
+        return centre + torch.rand(n, *centre.shape[1:], generator=generator) - 0.5
+
+    def synthesize(self, z: torch.Tensor, level: int) -> torch.Tensor:
+        return z * self.step(level) / 255
 
 
 CODEC = ZlibCodec()
@@ -166,7 +172,7 @@ def test_another_model_is_refused():
 def test_an_alpha_plane_of_another_size_is_refused():
     file = bitstream.unpack(files.encode(noise("LA", 4, 3), CODEC, 50))
     for plane in (bytes(11), bytes(13), bytes(10**6)):
-        bomb = dataclasses.replace(file, chunks={"ALPH": bitstream.pack_plane(plane)})
+        bomb = dataclasses.replace(file, chunks={"ALPH": bitstream.pack_plane([plane])})
         with pytest.raises(BitstreamError, match="alpha plane"):
             files.decode(bitstream.pack(bomb), CODEC)
 
@@ -201,8 +207,10 @@ def test_a_description_says_what_the_file_holds():
         "bytes": len(data),
         "bits_per_pixel": 8 * len(data) / 91,
         "tile_grid": (1, 1),
+        "tile_size": (13, 7),
         "chunks": description.chunks,
         "intact": True,
+        "damaged": (),
     }
     assert set(description.chunks) == {"ICCP", "EXIF", "XMP_", "ALPH"}
     assert description.chunks["ICCP"] == len(METADATA["icc_profile"])
