@@ -44,7 +44,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate
-from typing import BinaryIO
+from typing import IO
 
 from bayesq.errors import BitstreamError
 
@@ -197,7 +197,7 @@ def unpack(data: bytes) -> File:
     return File(head.header, tuple(map(reader.tile, range(len(head.tiles)))), {t: reader.chunk(t) for t in head.chunks})
 
 
-def read_header(stream: BinaryIO) -> Header:
+def read_header(stream: IO[bytes]) -> Header:
     """Reads the head of a file, checks it, and returns what it says of the picture.
 
     Raises:
@@ -206,7 +206,7 @@ def read_header(stream: BinaryIO) -> Header:
     return read_head(stream).header
 
 
-def read_head(stream: BinaryIO) -> Head:
+def read_head(stream: IO[bytes]) -> Head:
     """Reads all that stands before the payloads, and not a byte more.
 
     Raises:
@@ -250,7 +250,7 @@ class Reader:
         BitstreamError: the stream does not begin with an intact head.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         stream.seek(0)
         self.head = read_head(stream)

@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -135,7 +135,7 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
 
 
 def decode(
-    data: bytes | BinaryIO,
+    data: bytes | IO[bytes],
     codec: TileCodec | None = None,
     *,
     region: Box | None = None,
@@ -177,7 +177,7 @@ def decode(
     return picture
 
 
-def deviation(data: bytes | BinaryIO, codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
+def deviation(data: bytes | IO[bytes], codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
     """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
 
     Of large pictures each tile is drawn by itself, its neighbours' latents being what the file says.
@@ -212,7 +212,7 @@ def deviation(data: bytes | BinaryIO, codec: SamplingCodec, samples: int, genera
     return result
 
 
-def describe(data: bytes | BinaryIO) -> Description:
+def describe(data: bytes | IO[bytes]) -> Description:
     """What a file says of itself; needs neither its model nor torch.
 
     Args:
@@ -248,7 +248,7 @@ def mode_of(head: Head) -> str:
     return _colours(head.header) + ("A" if ALPHA in head.chunks else "")
 
 
-def read_info(reader: Reader) -> dict[str, bytes]:
+def read_info(reader: Reader) -> dict[Any, bytes]:
     """The metadata of a file as Pillow's ``info``, without reading the pixels.
 
     Raises:
@@ -292,11 +292,11 @@ def _salvaged(
         return None
 
 
-def _stream(data: bytes | BinaryIO) -> BinaryIO:
+def _stream(data: bytes | IO[bytes]) -> IO[bytes]:
     return io.BytesIO(data) if isinstance(data, bytes) else data
 
 
-def _opened(data: bytes | BinaryIO, on_damage: Callable[[Damage], None] | None = None) -> Reader:
+def _opened(data: bytes | IO[bytes], on_damage: Callable[[Damage], None] | None = None) -> Reader:
     reader = Reader(_stream(data))
     if on_damage is None:
         reader.check_length()
@@ -347,7 +347,7 @@ def _alpha(reader: Reader, region: Box) -> Image.Image:
     return alpha
 
 
-def _info(reader: Reader, on_damage: Callable[[Damage], None] | None = None) -> dict[str, bytes]:
+def _info(reader: Reader, on_damage: Callable[[Damage], None] | None = None) -> dict[Any, bytes]:
     info = {}
     for tag, key, prefix in ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b"")):
         if tag in reader.head.chunks:

@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from bayesq.bitstream import MAX_PIXELS
 from bayesq.errors import BayesqError, ImageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PIPE = "-"
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What files are taken for pictures where a whole folder is meant."""
 _METADATA = ("icc_profile", "exif", "xmp")
+_opening = Lock()
 # Decoded pictures should not be compressed with loss a second time, or as little as the format can.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
@@ -34,22 +43,29 @@ def read_image(path: str | Path) -> Image.Image:
     """Reads a picture, the first frame if there are several, in any format that Pillow reads.
 
     Raises:
-        ImageError: there is no such file, it is no picture, or it is damaged or has more than 8 bits a sample.
+        ImageError: there is no such file, it is no picture, it is damaged, or has more than 8 bits a sample or more
+            than ``bayesq.bitstream.MAX_PIXELS`` pixels (Pillow's own limit does not count).
     """
     name = "standard input" if str(path) == PIPE else str(path)
     try:
-        data = sys.stdin.buffer.read() if str(path) == PIPE else Path(path).read_bytes()
+        with BytesIO(sys.stdin.buffer.read()) if str(path) == PIPE else open(path, "rb") as source:
+            return _loaded(source, name)
     except OSError as error:
         raise ImageError(f"{name}: {error.strerror}") from error
+
+
+def _loaded(source: BinaryIO, name: str) -> Image.Image:
     try:
-        image = Image.open(BytesIO(data))
-        deep = any(_is_deep(str(tile[3])) for tile in image.tile)
+        with _without_pillows_limit():
+            image = Image.open(source)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
+        if any(_is_deep(str(tile[3])) for tile in image.tile):
+            raise ValueError("has 16 bits a sample, and only 8 are coded; convert it first")
         image.load()
     except Exception as error:  # Pillow's format plugins raise nearly anything on damaged data
         reason = "not a picture that Pillow can open" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ImageError(" ".join(f"{name}: {reason}".split())) from error
-    if deep:
-        raise ImageError(f"{name}: has 16 bits a sample, and only 8 are coded; convert it first")
     return image
 
 
@@ -70,20 +86,34 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     if form == "PNG" and "xmp" in options:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", options["xmp"].decode("utf-8", "replace"))
-    buffer = BytesIO()
     try:
-        image.save(buffer, form, **options)
+        if str(path) == PIPE:
+            buffer = BytesIO()
+            image.save(buffer, form, **options)
+            sys.stdout.buffer.write(buffer.getbuffer())
+            sys.stdout.buffer.flush()
+        else:
+            with atomic_open(path) as file:
+                image.save(file, form, **options)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: {error}") from error
-    if str(path) == PIPE:
-        sys.stdout.buffer.write(buffer.getvalue())
-        sys.stdout.buffer.flush()
-    else:
-        atomic_write(path, buffer.getvalue())
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
-    """Writes a file beside its place and renames it, so that no one ever sees half of it.
+    """Writes a whole file as ``atomic_open`` does.
+
+    Raises:
+        BayesqError: the file cannot be written.
+    """
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write beside its place, renamed when all went well, so that no one ever sees half of it.
 
     A device or pipe (``/dev/stdout``) is written directly; a symbolic link stays one.
 
@@ -94,19 +124,23 @@ def atomic_write(path: str | Path, data: bytes) -> None:
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_file():
-            target.write_bytes(data)
+            with target.open("wb") as file:
+                yield file
             return
         try:
-            scratch.write_bytes(data)
+            with scratch.open("w+b") as file:
+                yield file
             scratch.replace(target)
         finally:
             scratch.unlink(missing_ok=True)
     except OSError as error:
+        if error.strerror is None:  # not the file's fault
+            raise
         raise BayesqError(f"{path}: {error.strerror}") from error
 
 
 def normalized(image: Image.Image) -> Image.Image:
-    """The picture in one of the modes L, LA, RGB and RGBA, whichever holds it.
+    """The picture in one of the modes L, LA, RGB and RGBA, whichever holds it: itself if it is in that mode.
 
     Palettes, CMYK and other colour spaces become RGB, bilevel pictures L, a transparent colour an alpha plane.
 
@@ -117,8 +151,10 @@ def normalized(image: Image.Image) -> Image.Image:
         raise ImageError(f"the picture has more than 8 bits a sample (mode {image.mode}), and only 8 are coded")
     if not image.width or not image.height:
         raise ImageError("the picture has no pixels")
+    image.load()
     colours = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    return image.convert(colours + ("A" if image.has_transparency_data else ""))
+    mode = colours + ("A" if image.has_transparency_data else "")
+    return image if image.mode == mode else image.convert(mode)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -165,6 +201,17 @@ def like(x: Tensor, image: Image.Image) -> Image.Image:
     foreign = {"icc_profile"} if image.mode in ("CMYK", "LAB") else set()  # a profile of other colours
     picture.info |= {key: image.info[key] for key in {*_METADATA} - foreign if image.info.get(key)}
     return picture
+
+
+@contextmanager
+def _without_pillows_limit() -> Iterator[None]:
+    """Lets Pillow open pictures of any size: the limit is ours."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _is_deep(raw_mode: str) -> bool:
