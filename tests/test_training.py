@@ -15,10 +15,11 @@ from skimage.data import astronaut
 from bayesq.codec import Architecture, Codec
 from bayesq.errors import TrainingError
 from bayesq.networks.rate import LAMBDA_MAX, rate_weight
+from bayesq.networks.transforms import Lapping
 from bayesq.training.data import Crops, find_pictures
 from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
-from bayesq.training.start import initialise
+from bayesq.training.start import basis_norms, best_lapping, initialise, inverse_lapping, principal_blocks
 
 TINY = Architecture(8, 4, (16, 16), (1, 1), (1, 1), 16)
 SETTINGS = Settings(steps=30, batch=2, crop=32, rate=1e-3, warmup=5, every=10, start=64)
@@ -191,3 +192,39 @@ def test_runs_that_cannot_start(whole_run, data, tmp_path):
             call()
         assert "\n" not in str(error.value)
     assert not new.exists()
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (48, 96), (16, 64)])
+def test_lapping_is_undone_by_its_inverse_and_keeps_flat_pictures(height, width):
+    kernel = 0.1 * torch.randn(8, 8, generator=generator())
+    forward, back = Lapping(), Lapping()
+    forward.kernel.data, back.kernel.data = kernel, inverse_lapping(kernel)
+    x = torch.randn(2, 3, height, width, generator=generator())
+    assert not torch.allclose(forward(x), x)
+    assert torch.allclose(back(forward(x)), x, atol=1e-5)
+    assert torch.allclose(forward(torch.full_like(x, 0.3)), torch.full_like(x, 0.3), atol=1e-6)
+
+
+def correlated_fields(count, size):
+    """Separable autoregressive noise of correlation 0.95, about 0.5, ``(count, 3, size, size)``."""
+    fields = torch.randn(count, 3, size, size, generator=generator())
+    for axis in (2, 3):
+        parts = list(fields.unbind(axis))
+        for n in range(1, size):
+            parts[n] = 0.95 * parts[n - 1] + (1 - 0.95**2) ** 0.5 * parts[n]
+        fields = torch.stack(parts, axis)
+    return 0.5 + 0.2 * fields
+
+
+@torch.no_grad()
+def test_the_lapping_of_the_start_has_a_coding_gain_over_blocks():
+    """Half a decibel or more in the geometric mean of what all components add to pictures: the high-rate error."""
+    pictures = correlated_fields(400, 64)
+
+    def decibels(kernel):
+        forward, back = Lapping(), Lapping()
+        forward.kernel.data, back.kernel.data = kernel, inverse_lapping(kernel)
+        components, variances = principal_blocks(forward(pictures - 0.5)[..., 16:48, 16:48], 768)
+        return float(10 * (variances * basis_norms(back, components).square()).log10().mean())
+
+    assert decibels(best_lapping(pictures)) < decibels(torch.zeros(8, 8)) - 0.5

@@ -23,7 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--crop", type=common.positive, metavar="N", help="only the middle N pixels a side")
     parser.add_argument("-m", "--model", default="base", help="model to restore with (default: %(default)s)")
     parser.add_argument("-q", "--quality", type=common.quality, help="quality of the prior (default: from the noise)")
-    parser.add_argument("--steps", type=common.positive, metavar="N", default=50, help="a grid (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=common.positive, metavar="N", default=50, help="of the restoration (default: %(default)s)"
+    )
     parser.add_argument("--samples", type=common.several, metavar="N", default=32, help="default: %(default)s")
     parser.add_argument("--rivals", action="store_true", help="restore by scikit-image and by total variation too")
     parser.add_argument(

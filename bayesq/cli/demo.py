@@ -16,7 +16,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", default="bayesq-demo", metavar="DIR", help="where to (default: %(default)s)")
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
     parser.add_argument(
-        "--steps", type=common.positive, default=100, metavar="N", help="of the restoration (default: %(default)s)"
+        "--steps", type=common.positive, default=50, metavar="N", help="of the restoration (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     common.add_talk_options(parser)

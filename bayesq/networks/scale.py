@@ -17,6 +17,7 @@ from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import IntegerConv, TrainableIntegerConv
 from bayesq.networks.rate import Interpolated
 
+CONTEXT_CHANNELS = 128
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
 
@@ -109,7 +110,8 @@ class MeanNetwork(nn.Module):
         self.inlet = nn.Conv2d(hyper, width, 3, padding=1)
         self.expand = nn.Conv2d(width, 4 * width, 1)
         self.first = nn.Conv2d(width, latents, 1)
-        self.context = nn.Conv2d(latents, 2 * width, 3, padding=1)
+        self.strongest = min(latents, CONTEXT_CHANNELS)
+        self.context = nn.Conv2d(self.strongest, 2 * width, 3, padding=1)
         self.merge = nn.Conv2d(3 * width, 2 * width, 1)
         self.second = nn.Conv2d(2 * width, latents, 1)
         for layer in (self.first, self.second):
@@ -126,6 +128,7 @@ class MeanNetwork(nn.Module):
 
     def second_pass(self, features: Tensor, known: Tensor, level: Tensor) -> Tensor:
         """Means given h and the values of the first pass ``(B, M, h, w)``, zero where not yet known."""
-        context = F.relu(self.context(known * torch.exp(self.log_in(level))))
+        normal = known * torch.exp(self.log_in(level))
+        context = F.relu(self.context(normal[:, : self.strongest]))
         hidden = F.relu(self.merge(torch.cat([features, context], 1)))
         return self.second(hidden) * torch.exp(self.log_out(level))

@@ -1,11 +1,12 @@
-"""Analysis g_a and synthesis g_s: a linear block transform in parallel with residual convolutions.
+"""Analysis g_a and synthesis g_s: a linear lapped transform in parallel with residual convolutions.
 
 The picture is folded to 1/8 of its size (pixel unshuffle) before the first convolution, so that all arithmetic is on
-few, wide pixels, which a CPU likes best. The linear branch starts as the principal components of 16×16 blocks: the
-codec compresses from its first step, and the convolutions learn what linear blocks cannot do.
+few, wide pixels, which a CPU likes best. The linear branch starts as the principal components of 16×16 blocks, lapped
+by a filter across their borders: the codec compresses from its first step, and the convolutions learn what a linear
+transform cannot do.
 
-      x ─► fold 8 ─► blocks ─► fold 2 ─► blocks ─►┐
-      └──► 16×16 block components ───────────────► + ─► · gain(level) ─► z          (g_s mirrors it)
+      x ─► lap ─► fold 8 ─► blocks ─► fold 2 ─► blocks ─►┐
+            └───► 16×16 block components ───────────────► + ─► · gain(level) ─► z          (g_s mirrors it)
 """
 
 from __future__ import annotations
@@ -60,6 +61,33 @@ def unfold(x: Tensor, factor: int) -> Tensor:
     return F.pixel_shuffle(x, factor).contiguous(memory_format=torch.channels_last)
 
 
+class Lapping(nn.Module):
+    """A filter across the borders of 16×16 blocks, which turns a block transform into a lapped one.
+
+    With u the eight pixels before a border, v those after it in mirrored order and d = u − v, the filter adds K·d to u
+    and takes it from v, along rows and columns. So it leaves flat pictures as they are, and the filter whose
+    I + 2K is the inverse matrix undoes it. It starts as the identity, K = 0.
+
+    Source: pre- and post-filtering in the time domain, Tran, Liang & Tu, "Lapped transform via time-domain pre- and
+    post-filtering", IEEE Trans. Signal Processing 2003.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.zeros(BLOCK // 2, BLOCK // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, C, H, W)``, H and W multiples of 16, to the same shape."""
+        return self._rows(self._rows(x.contiguous()).transpose(-1, -2)).transpose(-1, -2)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        half = BLOCK // 2
+        borders = x[..., half:-half].unflatten(-1, (x.shape[-1] // BLOCK - 1, 2, half))
+        difference = (borders[..., 0, :] - borders[..., 1, :].flip(-1)) @ self.kernel.T
+        correction = torch.stack([difference, -difference.flip(-1)], -2).flatten(-3)
+        return x + F.pad(correction, (half, half))
+
+
 class Analysis(nn.Module):
     """g_a: picture ``(B, 3, H, W)`` in [0, 1], H and W multiples of 16, to latent ``(B, M, H/16, W/16)``.
 
@@ -72,6 +100,7 @@ class Analysis(nn.Module):
     def __init__(self, latents: int, widths: tuple[int, int], depths: tuple[int, int]) -> None:
         super().__init__()
         fine, coarse = widths
+        self.lapping = Lapping()
         self.linear = nn.Conv2d(3 * BLOCK**2, latents, 1, bias=False)
         self.stem = nn.Conv2d(3 * 64, fine, 1)
         self.fine = Stack(fine, depths[0])
@@ -81,7 +110,7 @@ class Analysis(nn.Module):
         self.log_gain = Interpolated(latents)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        x = x - 0.5
+        x = self.lapping(x - 0.5)
         features = self.fine(self.stem(fold(x, 8)), level)
         features = self.coarse(self.down(fold(features, 2)), level)
         return (self.linear(fold(x, BLOCK)) + self.head(features)) * torch.exp(self.log_gain(level))
@@ -106,9 +135,10 @@ class Synthesis(nn.Module):
         self.up = nn.Conv2d(coarse, 4 * fine, 1)
         self.fine = Stack(fine, depths[0])
         self.head = nn.Conv2d(fine, 3 * 64, 1)
+        self.lapping = Lapping()
 
     def forward(self, z: Tensor, level: Tensor) -> Tensor:
         z = z * torch.exp(self.log_gain(level))
         features = self.coarse(self.stem(z), level)
         features = self.fine(unfold(self.up(features), 2), level)
-        return F.pixel_shuffle(self.linear(z), BLOCK) + F.pixel_shuffle(self.head(features), 8) + 0.5
+        return self.lapping(F.pixel_shuffle(self.linear(z), BLOCK) + F.pixel_shuffle(self.head(features), 8)) + 0.5

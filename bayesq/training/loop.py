@@ -29,9 +29,11 @@ from bayesq.io import atomic_write
 from bayesq.networks.rate import rate_weight
 from bayesq.training.data import Crops, find_pictures, read_rgb
 from bayesq.training.loss import RateDistortionLoss, draw_levels
+from bayesq.training.muon import Muon, is_kernel
 from bayesq.training.start import initialise
 
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.safetensors", "weights.safetensors", "log.csv"
+MOMENTS = "mean", "exp_avg", "exp_avg_sq"
 VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 
 
@@ -43,7 +45,7 @@ class Settings:
         steps: Length of the run.
         batch: Crops per step and process.
         crop: Side of the square crops, pixels, a multiple of the codec's padding.
-        rate: Peak learning rate of Adam.
+        rate: Peak learning rate, of Muon for the kernels of convolutions and of Adam for all else.
         warmup: Steps of linear warm-up.
         decay: Share of the run, at its end, over which the rate falls to 1/50 along a cosine.
         clip: Largest gradient norm.
@@ -114,6 +116,7 @@ def train(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         dist.init_process_group("gloo")
+    torch.set_flush_denormal(True)  # gradients of channels that a quality does not use are denormal, and slow
     try:
         crops = Crops(find_pictures(data))
         trainer = _Trainer(crops, settings, rank)
@@ -127,6 +130,7 @@ def train(
         held_out = [read_rgb(path) for path in find_pictures([validation])] if validation else []
         _run(trainer, out, held_out, world, quiet or rank > 0)
     finally:
+        torch.set_flush_denormal(False)
         if world > 1:
             dist.destroy_process_group()
     return out / WEIGHTS
@@ -167,25 +171,30 @@ class _Trainer:
         if self.settings.crop % codec.multiple:
             raise TrainingError(f"the side of a crop must be a multiple of {codec.multiple}, not {self.settings.crop}")
         self.codec, self.average = codec, copy.deepcopy(codec).requires_grad_(False)
-        self.optimiser = torch.optim.Adam(codec.parameters(), lr=self.settings.rate, fused=True)
+        kernels = [parameter for parameter in codec.parameters() if is_kernel(parameter)]
+        others = [parameter for parameter in codec.parameters() if not is_kernel(parameter)]
+        rate = self.settings.rate
+        self.optimisers = Muon(kernels, lr=rate), torch.optim.Adam(others, lr=rate, fused=True)
 
     def _generator(self) -> torch.Generator:
         place = (self.settings.seed << 40) + (self.progress.step << 12) + self.rank
         return torch.Generator().manual_seed(place)
 
     def step(self, model: nn.Module) -> float:
-        """One step of Adam; returns the loss before it. Raises TrainingError if that is not finite."""
+        """One step; returns the loss before it. Raises TrainingError if that is not finite."""
         began, settings, generator = time.perf_counter(), self.settings, self._generator()
-        for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate(self.progress.step)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate(self.progress.step)
+            optimiser.zero_grad()
         x = self.crops.draw(settings.batch, settings.crop, generator)
         loss = model(x, draw_levels(settings.batch, generator), generator).loss.mean()
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss at step {self.progress.step} is not finite: resume at a smaller --rate")
-        self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         step = self.progress.step + 1
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -230,8 +239,10 @@ class _Trainer:
         state = {f"codec.{name}": tensor for name, tensor in self.codec.state_dict().items()}
         state |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.codec.named_parameters():
-            moments = self.optimiser.state.get(parameter, {})
-            state |= {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq") if key in moments}
+            moments = {
+                key: value for optimiser in self.optimisers for key, value in optimiser.state.get(parameter, {}).items()
+            }
+            state |= {f"{key}.{name}": moments[key] for key in MOMENTS if key in moments}
         header = {
             "architecture": json.dumps(asdict(self.codec.architecture)),
             "settings": json.dumps(asdict(self.settings)),
@@ -258,12 +269,17 @@ class _Trainer:
         for part, module in (("codec.", self.codec), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
         self.progress = Progress(progress["step"], progress["seconds"], tuple(progress["log"]))
+        muon, adam = self.optimisers
         for name, parameter in self.codec.named_parameters():
-            self.optimiser.state[parameter] = {
-                "step": torch.tensor(float(self.progress.step)),
-                "exp_avg": torch.empty_like(parameter).copy_(state[f"exp_avg.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(state[f"exp_avg_sq.{name}"]),
+            moments = {
+                key: torch.empty_like(parameter).copy_(state[f"{key}.{name}"])
+                for key in MOMENTS
+                if f"{key}.{name}" in state
             }
+            if is_kernel(parameter):
+                muon.state[parameter] = moments
+            else:
+                adam.state[parameter] = moments | {"step": torch.tensor(float(self.progress.step))}
 
 
 def _csv(rows: tuple[dict[str, float], ...]) -> bytes:
