@@ -20,6 +20,7 @@ from bayesq.coder import Tables, gaussian_tables
 from bayesq.conditionals import SCALE_COUNT, GaussianCells, scale_of
 from bayesq.networks.rate import LEVELS, Interpolated
 from bayesq.networks.scale import INDEX_UNIT, MeanNetwork, ScaleNetwork
+from bayesq.networks.transforms import leaky_relu
 from bayesq.prior import Walk
 from bayesq.quantizers import Clamp, StraightThrough
 
@@ -76,8 +77,8 @@ class HyperAnalysis(nn.Module):
     def forward(self, z: Tensor, level: Tensor) -> Tensor:
         """Maps z ``(B, M, h, w)`` to h ``(B, N, h/2, w/2)``."""
         energy = log_energy(z)
-        features = F.relu(self.inlet(torch.cat([energy, z.clamp(-4, 4)], 1)))
-        features = F.relu(self.down(F.pixel_unshuffle(features, 2)))
+        features = leaky_relu(self.inlet(torch.cat([energy, z.clamp(-4, 4)], 1)))
+        features = leaky_relu(self.down(F.pixel_unshuffle(features, 2)))
         return self.linear(F.avg_pool2d(energy, 2)) + self.shift(level) + self.head(features)
 
 

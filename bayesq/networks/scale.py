@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import IntegerConv, TrainableIntegerConv
 from bayesq.networks.rate import Interpolated
+from bayesq.networks.transforms import leaky_relu
 
 CONTEXT_CHANNELS = 128
 HYPER_UNIT, HYPER_MAX = 4, 63
@@ -120,8 +121,8 @@ class MeanNetwork(nn.Module):
 
     def features(self, h: Tensor) -> Tensor:
         """From h ``(B, N, h/2, w/2)`` to features ``(B, width, h, w)``."""
-        hidden = F.relu(self.inlet(h / 4))
-        return F.relu(F.pixel_shuffle(self.expand(hidden), 2))
+        hidden = leaky_relu(self.inlet(h / 4))
+        return leaky_relu(F.pixel_shuffle(self.expand(hidden), 2))
 
     def first_pass(self, features: Tensor, level: Tensor) -> Tensor:
         return self.first(features) * torch.exp(self.log_out(level))
@@ -129,6 +130,6 @@ class MeanNetwork(nn.Module):
     def second_pass(self, features: Tensor, known: Tensor, level: Tensor) -> Tensor:
         """Means given h and the values of the first pass ``(B, M, h, w)``, zero where not yet known."""
         normal = known * torch.exp(self.log_in(level))
-        context = F.relu(self.context(normal[:, : self.strongest]))
-        hidden = F.relu(self.merge(torch.cat([features, context], 1)))
+        context = leaky_relu(self.context(normal[:, : self.strongest]))
+        hidden = leaky_relu(self.merge(torch.cat([features, context], 1)))
         return self.second(hidden) * torch.exp(self.log_out(level))

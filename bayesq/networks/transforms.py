@@ -11,6 +11,8 @@ transform cannot do.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from bayesq.networks.rate import Interpolated
 
 BLOCK = 16
+leaky_relu = partial(F.leaky_relu, negative_slope=0.1)
+"""Rectified units without a slope die by the hundred in residual branches that nothing normalises."""
 
 
 class Bottleneck(nn.Module):
@@ -34,8 +38,8 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.expand.bias)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        inner = F.relu(torch.addcmul(self.shift(level), self.reduce(x), self.scale(level)))
-        return x + self.expand(F.relu(self.spatial(inner)))
+        inner = leaky_relu(torch.addcmul(self.shift(level), self.reduce(x), self.scale(level)))
+        return x + self.expand(leaky_relu(self.spatial(inner)))
 
 
 class Stack(nn.Module):

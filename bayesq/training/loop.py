@@ -116,7 +116,6 @@ def train(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         dist.init_process_group("gloo")
-    torch.set_flush_denormal(True)  # gradients of channels that a quality does not use are denormal, and slow
     try:
         crops = Crops(find_pictures(data))
         trainer = _Trainer(crops, settings, rank)
@@ -130,7 +129,6 @@ def train(
         held_out = [read_rgb(path) for path in find_pictures([validation])] if validation else []
         _run(trainer, out, held_out, world, quiet or rank > 0)
     finally:
-        torch.set_flush_denormal(False)
         if world > 1:
             dist.destroy_process_group()
     return out / WEIGHTS
@@ -158,6 +156,7 @@ class _Trainer:
     def __init__(self, crops: Crops, settings: Settings, rank: int) -> None:
         self.crops, self.settings, self.rank = crops, settings, rank
         self.progress = Progress(0, 0.0, ())
+        self.lost = 0
 
     def start(self, architecture: Architecture) -> None:
         with torch.random.fork_rng():
@@ -181,7 +180,10 @@ class _Trainer:
         return torch.Generator().manual_seed(place)
 
     def step(self, model: nn.Module) -> float:
-        """One step; returns the loss before it. Raises TrainingError if that is not finite."""
+        """One step; returns the loss before it.
+
+        A gradient that is not finite leaves the weights as they are. Raises TrainingError if ten in a row are not.
+        """
         began, settings, generator = time.perf_counter(), self.settings, self._generator()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -189,12 +191,14 @@ class _Trainer:
             optimiser.zero_grad()
         x = self.crops.draw(settings.batch, settings.crop, generator)
         loss = model(x, draw_levels(settings.batch, generator), generator).loss.mean()
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss at step {self.progress.step} is not finite: resume at a smaller --rate")
         loss.backward()
-        nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
+        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip)
+        self.lost = 0 if torch.isfinite(norm) else self.lost + 1
+        if self.lost == 10:
+            raise TrainingError(f"no finite gradient at step {self.progress.step}: resume at a smaller --rate")
+        if not self.lost:
+            for optimiser in self.optimisers:
+                optimiser.step()
         step = self.progress.step + 1
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():

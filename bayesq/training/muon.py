@@ -7,6 +7,7 @@ size of Adam's as in Liu et al., "Muon is scalable for LLM training", arXiv 2502
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,15 @@ def orthogonalise(x: Tensor) -> Tensor:
     if len(x) > x.shape[1]:
         return orthogonalise(x.T).T
     a, b, c = QUINTIC
-    x = x / (torch.linalg.matrix_norm(x @ x.T).sqrt() + 1e-12)
-    gram, total = x @ x.T, torch.eye(len(x), device=x.device)
-    for _ in range(ITERATIONS):
+    x = x / (torch.linalg.matrix_norm(x) + 1e-9)
+    gram, factors = x @ x.T, []
+    while len(factors) < ITERATIONS:
         factor = b * gram + c * gram @ gram
         factor.diagonal().add_(a)
-        gram, total = factor @ gram @ factor, total @ factor
-    return total @ x
+        factors.append(factor)
+        if len(factors) < ITERATIONS:
+            gram = factor @ gram @ factor
+    return reduce(torch.matmul, factors) @ x
 
 
 class Muon(torch.optim.Optimizer):
@@ -52,6 +55,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """One update, with Nesterov's look ahead."""
+        torch.set_flush_denormal(True)  # gradients of idle channels are denormal, which makes products slow
         for group in self.param_groups:
             for kernel in group["params"]:
                 state = self.state[kernel]
@@ -61,6 +65,7 @@ class Muon(torch.optim.Optimizer):
                 direction = kernel.grad.lerp(mean, group["momentum"]).contiguous().flatten(1)
                 size = ADAM_SIZE * max(direction.shape) ** 0.5
                 kernel.add_(orthogonalise(direction).reshape(kernel.shape), alpha=-group["lr"] * size)
+        torch.set_flush_denormal(False)
 
 
 def is_kernel(parameter: nn.Parameter) -> bool:
