@@ -29,7 +29,7 @@ from bayesq.hyperprior import Hyperprior
 from bayesq.io import atomic_write
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
-from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, quantize, sample_within
+from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, information, quantize, sample_within
 
 if TYPE_CHECKING:
     from compressai.models import CompressionModel
@@ -228,6 +228,27 @@ class Codec(nn.Module):
         z = self.sample_latents(payload, height, width, level, n, generator)
         return self.synthesize(z, level)[:, None, :, :height, :width]
 
+    @torch.inference_mode()
+    def bit_map(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """Bits of a payload by pixel ``(1, 1, H, W)``: −log₂ p of each latent, spread evenly over the pixels it is for.
+
+        Adds up to the rate that ``reconstruct`` estimates. Latents of the padding count for the pixels beside it.
+        """
+        levels = self._levels(level, 1)
+        with exact_arithmetic():
+            cells = decode(self.walk(1, height, width, levels), payload)
+            nats = information(self.walk(1, height, width, levels), cells)
+        padded = self.padded_size(height, width)
+        result = torch.zeros(1, 1, height, width)
+        for part in nats:
+            bits = part.sum(1, keepdim=True) / math.log(2)
+            rows, columns = (
+                _shares(count, side // count, length)
+                for count, side, length in zip(bits.shape[-2:], padded, (height, width), strict=True)
+            )
+            result += rows @ bits @ columns.mT
+        return result
+
     @staticmethod
     def _levels(level: int, batch: int) -> Tensor:
         if not 0 <= level <= 255:
@@ -289,6 +310,14 @@ class Codec(nn.Module):
 def _size(box: Box) -> tuple[int, int]:
     left, top, right, bottom = box
     return bottom - top, right - left
+
+
+def _shares(count: int, pixels: int, length: int) -> Tensor:
+    """What each of ``length`` pixels has of each of ``count`` latents: ``(length, count)``, columns sum to 1."""
+    owner = torch.arange(length) // pixels
+    nearest = torch.arange(count).clamp_max(int(owner[-1]))
+    mine = (owner[:, None] == nearest).float()
+    return mine / mine.sum(0)
 
 
 def _ordered(data: bytes) -> bytes:

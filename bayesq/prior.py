@@ -150,6 +150,18 @@ def sample_within(
     return draws
 
 
+def information(walk: Walk, cells: Sequence[Cell]) -> list[Tensor]:
+    """−log ∫_cell p of every element of decoded cells, nats: what each of them costs. Adds up to ``Coded.nats``."""
+    nats: list[Tensor] = []
+
+    def answer(part: int, conditional: Conditional) -> Tensor:
+        nats.append(-conditional.log_mass(cells[part]))
+        return cells[part].centre
+
+    drive(walk, answer)
+    return nats
+
+
 def encode(walk: Walk, targets: Sequence[Tensor]) -> bytes:
     """The codes of ``quantize`` as one entropy-coded stream, about ``Coded.nats`` long."""
     encoder = Encoder()

@@ -1,18 +1,21 @@
 """``bayesq decode``: a ``.bq`` file to a picture, and to a map of what the file leaves open."""
 
 import argparse
+import time
 
-from bayesq.cli import common
+from bayesq.cli import common, folders
+from bayesq.errors import BayesqError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "decode",
-        help="decompress a picture",
-        description="Decompresses a picture. With --std it also draws pictures that the file could stand for, and "
-        "writes their standard deviation: where, and how much, the compression may have changed the picture.",
+        help="decompress a picture, or a folder of them",
+        description="Decompresses a picture, or all .bq files below a folder to PNG files below OUT. With --std it "
+        "also draws pictures that the file could stand for, and writes their standard deviation: where, and how much, "
+        "the compression may have changed the picture.",
     )
-    parser.add_argument("input", metavar="IN.bq", help="- for standard input")
+    parser.add_argument("input", metavar="IN.bq", help="or a folder, or - for standard input")
     parser.add_argument(
         "output", metavar="OUT", nargs="?", help="in the format of its suffix; default: IN.png; - for a PNG on a pipe"
     )
@@ -22,12 +25,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--samples", type=common.several, default=16, metavar="N", help="draws for --std (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    folders.add_options(parser)
     common.add_output_options(parser)
     common.add_talk_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if folders.is_folder(args):
+        from bayesq.batch import Decode
+
+        if args.std:
+            raise BayesqError("--std is for single files")
+        return folders.run(args, Decode(args.model))
+
+    start = time.perf_counter()
     output = args.output or common.beside(args.input, ".png")
     common.check_outputs(args, output, *([args.std] if args.std else []))
 
@@ -36,10 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
     data = common.read(args.input)
     with common.about(args.input):
-        codec = zoo.load(args.model or zoo.find(bytes.fromhex(files.describe(data).model_id)))
+        it = files.describe(data)
+        codec = zoo.load(args.model or zoo.find(bytes.fromhex(it.model_id)))
         image = files.decode(data, codec)
     write_image(image, output)
     summary = {"input": args.input, "output": output, "width": image.width, "height": image.height, "mode": image.mode}
+    summary |= {"bytes": it.bytes, "bits_per_pixel": it.bits_per_pixel}
     common.say(args, f"Decoded {image.width} x {image.height}, {image.mode}.")
     if args.std:
         import torch
@@ -49,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}
         common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
     if args.json:
-        common.print_json(summary)
+        common.print_json({**summary, "seconds": time.perf_counter() - start})
     return 0
