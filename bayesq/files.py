@@ -177,7 +177,9 @@ def decode(
     return picture
 
 
-def deviation(data: bytes | IO[bytes], codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
+def deviation(
+    data: bytes | IO[bytes], codec: SamplingCodec, samples: int, generator: Generator, *, region: Box | None = None
+) -> Tensor:
     """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
 
     Of large pictures each tile is drawn by itself, its neighbours' latents being what the file says.
@@ -187,6 +189,7 @@ def deviation(data: bytes | IO[bytes], codec: SamplingCodec, samples: int, gener
         codec: the model that wrote it.
         samples: number of draws, at least 2.
         generator: source of the randomness.
+        region: as for ``decode``.
 
     Returns:
         (1, 1, H, W), the root mean square over the colours, in units of images in [0, 1].
@@ -194,21 +197,23 @@ def deviation(data: bytes | IO[bytes], codec: SamplingCodec, samples: int, gener
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
         ModelError: the file needs another model.
+        ImageError: the region is empty or not inside the picture.
     """
     import torch
 
     reader = _opened(data)
     header = reader.head.header
     _check_model(header, codec)
-    result = torch.empty(1, 1, header.height, header.width)
+    x, y, right, bottom = box = _checked(region, header)
+    result = torch.empty(1, 1, bottom - y, right - x)
     tiles = _Tiles(reader, codec)
-    for part in Mosaic(header, codec).parts(_checked(None, header), tiles.latents):
+    for part in Mosaic(header, codec).parts(box, tiles.latents):
         z = part.z.repeat(samples, 1, 1, 1)
         coded = reader.tile(part.tile), *tiles.size(part.tile), header.level
         z[part.own] = codec.sample_latents(*coded, samples, generator)[part.own_part]
         draws = _in_mode(codec.synthesize(z, header.level)[part.crop], header)
         left, top, right, bottom = part.box
-        result[..., top:bottom, left:right] = draws.var(0).mean(0).sqrt()
+        result[..., top - y : bottom - y, left - x : right - x] = draws.var(0).mean(0).sqrt()
     return result
 
 
