@@ -40,8 +40,12 @@ def run(args: argparse.Namespace) -> int:
             f"bayesq v{it.format_version}, {it.width} x {it.height} {it.mode}, quality {it.quality:.0f}, {model}, "
             f"{rate}, {state}"
         )
+        if it.tile_grid != (1, 1):
+            print("  {} x {} tiles of {} x {} pixels".format(*it.tile_grid, *it.tile_size))
         for tag, size in it.chunks.items():
             print(f"  {tag.strip('_')}: {size:,} bytes")
+        for part in it.damaged:
+            print(f"  damaged: {part}")
     return 0 if it.intact else 1
 
 
