@@ -14,6 +14,7 @@ A stream is a whole number of 32-bit little-endian words: those of the range cod
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import erfc, sqrt
 
 import numpy as np
@@ -69,6 +70,11 @@ class Tables:
     def radius(self) -> int:
         """R, the largest magnitude that is coded without an escape."""
         return (self.cdf.shape[1] - 3) // 2
+
+    @cached_property
+    def least_bits(self) -> np.ndarray:
+        """What the likeliest symbol of each row costs, float64 (T,)."""
+        return PRECISION - np.log2(np.diff(self.cdf).max(1))
 
     def model(self, row: int) -> stream.model.Categorical:
         """The range coder's model of one row: symbol k is category k + R, the escape is category 2R + 1."""
@@ -153,6 +159,7 @@ class Decoder:
         self._coder = stream.queue.RangeDecoder(np.frombuffer(data[:-4], dtype="<u4").astype(np.uint32))
         self._expected = int.from_bytes(data[-4:], "little")
         self._crc = 0
+        self._spare_bits = 8.0 * len(data)
 
     def get(self, rows: np.ndarray, tables: Tables) -> np.ndarray:
         """Reads one symbol for each row.
@@ -168,6 +175,9 @@ class Decoder:
             BitstreamError: no encoder can have written this.
         """
         rows = _checked_rows(rows, tables)
+        self._spare_bits -= np.bincount(rows, minlength=len(tables.cdf)) @ tables.least_bits
+        if self._spare_bits < 0:
+            raise BitstreamError("the coded symbols are cut off: there is less data than they need")
         values = np.empty(len(rows), dtype=np.int32)
         try:
             for row, span in _groups(rows):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bayesq import bitstream
 from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, STRIP, XMP, Box, File, Head, Header, Mode, Reader
-from bayesq.errors import BitstreamError, ImageError, ModelError
+from bayesq.errors import BitstreamError, ForeignModelError, ImageError
 from bayesq.io import normalized, to_image, to_tensor
 from bayesq.quality import level_of, quality_of
 from bayesq.tiling import Mosaic, Transform, surroundings, tile_side
@@ -101,7 +101,7 @@ class Description:
     """Which tiles and chunks are damaged: ``tile 3``, ``chunk ALPH``."""
 
 
-def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
+def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1, *, progress: bool = False) -> bytes:
     """The bytes of a ``.bq`` file.
 
     Grey pictures stay grey, alpha is kept without loss, as are the ICC profile, EXIF and XMP found in ``image.info``.
@@ -110,10 +110,12 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
         image: a picture with 8 bits a sample; palettes and CMYK are coded as RGB.
         codec: the model.
         quality: 0 (smallest) to 100 (best).
+        effort: 1 codes in one pass; 2 to 9 spend from 5 to 640 times as long or so on a better file at that quality.
+        progress: show a progress bar on stderr where that takes long.
 
     Raises:
         ImageError: the picture has more than 8 bits a sample, no pixels, or more than `MAX_PIXELS`.
-        ModelError: the quality is not in its range.
+        ModelError: the quality or the effort is not in its range.
     """
     level = level_of(quality)
     if image.width * image.height > MAX_PIXELS:
@@ -127,10 +129,15 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
     mode = Mode.RGB if pixels.mode.startswith("RGB") else Mode.GREY
     sides = (tile_side(side, codec.multiple) for side in pixels.size)
     header = Header(width, height, mode, level, codec.model_id, *sides)
+    compress = codec.compress
+    if effort != 1:
+        from bayesq.inference import refine
+
+        compress = partial(refine.compress, codec, effort, progress=progress)
     tiles = []
     for box in header.boxes():
         around, window = surroundings(box, header, codec)
-        tiles.append(codec.compress(to_tensor(pixels.crop(around)), level, window))
+        tiles.append(compress(to_tensor(pixels.crop(around)), level, window))
     return bitstream.pack(File(header, tuple(tiles), chunks))
 
 
@@ -152,7 +159,7 @@ def decode(
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
-        ModelError: the file needs another model than that given, or than those installed.
+        ForeignModelError: the file needs another model than that given, or than those installed.
         ImageError: the region is empty or not inside the picture.
     """
     reader = _opened(data, on_damage)
@@ -170,7 +177,8 @@ def decode(
         x = codec.synthesize(part.z, header.level)[part.crop]
         picture = picture or Image.new(_colours(header), size, grey)  # not before a payload has proved sound
         picture.paste(to_image(_in_mode(x, header)), (part.box[0] - box[0], part.box[1] - box[1]))
-    picture = picture or Image.new(_colours(header), size, grey)
+    if picture is None:
+        raise BitstreamError("the file is damaged: none of the tiles can be read")
     if ALPHA in reader.head.chunks:
         picture.putalpha(_salvaged(lambda: _alpha(reader, box), f"chunk {ALPHA}", None, on_damage) or 255)
     picture.info |= _info(reader, on_damage)
@@ -196,7 +204,7 @@ def deviation(
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
-        ModelError: the file needs another model.
+        ForeignModelError: the file needs another model.
         ImageError: the region is empty or not inside the picture.
     """
     import torch
@@ -330,7 +338,7 @@ def _checked(region: Box | None, header: Header) -> Box:
 
 def _check_model(header: Header, codec: TileCodec) -> None:
     if codec.model_id != header.model_id:
-        raise ModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
+        raise ForeignModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
 
 
 def _in_mode(x: Tensor, header: Header) -> Tensor:
