@@ -1,4 +1,4 @@
-"""Many files: every picture below one folder to its place below another, in this process or on a Dask cluster.
+"""Many files: every picture below one folder to its place below another, by one process, many, or a Dask cluster.
 
 What is done already is left alone, so that a run that was interrupted goes on where it stopped; outputs appear whole
 or not at all. A file that fails is told of, and the others go on.
@@ -6,27 +6,31 @@ or not at all. A file that fails is told of, and the others go on.
 
 from __future__ import annotations
 
-import logging
 import os
+import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from threading import Thread
+from typing import ClassVar, Protocol
 
 from bayesq import files, zoo
 from bayesq.errors import BayesqError
 from bayesq.io import SUFFIXES, atomic_write, read_image, write_image
 from bayesq.quality import level_of
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 SUBMITTED = 1000
 """Files that a cluster is given at a time."""
+
+Pair = tuple[Path, Path]
+"""A source and its target."""
 
 
 class Job(Protocol):
@@ -106,7 +110,7 @@ class Outcome:
     """Why there is none, in one line."""
 
 
-def plan(job: Job, source: str | Path, target: str | Path) -> list[tuple[Path, Path]]:
+def plan(job: Job, source: str | Path, target: str | Path) -> list[Pair]:
     """The files below ``source`` that a job takes, sorted, and where below ``target`` their results belong.
 
     Hidden files and folders are left out. ``a.png`` and ``a.jpg`` beside one another keep their suffixes: they become
@@ -144,16 +148,18 @@ def do(job: Job, source: Path, target: Path) -> Outcome:
         return Outcome(source, target, seconds=time.perf_counter() - start, error=_reason(error))
 
 
-def run(
-    job: Job, pairs: Sequence[tuple[Path, Path]], workers: int = 1, scheduler: str | None = None
-) -> Iterator[Outcome]:
+def run(job: Job, pairs: Sequence[Pair], workers: int = 1, scheduler: str | None = None) -> Iterator[Outcome]:
     """Does a job on files; the outcomes come as they are ready.
+
+    Where a process dies, of a picture's size perhaps, the files that it may have died of are tried again one at a
+    time: only a file that kills a process all by itself has failed.
 
     Args:
         job: what is done.
         pairs: sources and targets, as ``plan`` gives them.
-        workers: more than 1: processes of a Dask cluster that lives as long as the iteration; 1: in this process.
-        scheduler: address of a Dask scheduler that runs already, such as ``tcp://host:8786``; then its workers do it.
+        workers: processes, of one thread each; 1: this process, with all the threads that torch takes.
+        scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; then its workers do it. They see the same
+            files under the same names, have bayesq and the job's model, and do best with one thread each.
 
     Raises:
         BayesqError: Dask is needed and not installed.
@@ -161,63 +167,74 @@ def run(
     """
     if scheduler is None and workers == 1:
         yield from (do(job, *pair) for pair in pairs)
-    else:
-        with cluster(workers, scheduler) as client:
-            yield from run_on(client, job, pairs)
-
-
-def run_on(client: Client, job: Job, pairs: Sequence[tuple[Path, Path]]) -> Iterator[Outcome]:
-    """Does a job on files by the workers of a Dask cluster.
-
-    Workers see the same files under the same names, and have bayesq and the job's model. Those with one thread each
-    do best. Where workers die, of a picture's size perhaps, the files they had are tried once more, one at a time:
-    only a file that kills a worker all by itself has failed.
-    """
-    from distributed import KilledWorker, as_completed
-
-    waiting = iter(pairs)
-    asked, suspects = {}, []
-
-    def submit(count: int) -> list:
-        futures = {client.submit(do, job, *pair, pure=False): pair for pair in islice(waiting, count)}
-        asked.update(futures)
-        return list(futures)
-
-    running = as_completed(submit(SUBMITTED))
-    for future in running:
-        pair = asked.pop(future)
-        try:
-            yield future.result()
-        except KilledWorker:
+        return
+    attempt = partial(_on_cluster, scheduler, job) if scheduler else partial(_in_processes, workers, job)
+    suspects = []
+    for pair, outcome in attempt(pairs):
+        if outcome is None:
             suspects.append(pair)
-        running.update(submit(1))
-    for pair in suspects:
-        try:
-            yield client.submit(do, job, *pair, pure=False).result()
-        except KilledWorker:
-            yield Outcome(*pair, error="it killed its worker, perhaps for want of memory")
+        else:
+            yield outcome
+    for suspect in suspects:
+        for pair, outcome in attempt([suspect]):
+            yield outcome or Outcome(*pair, error="it killed its process, perhaps for want of memory")
 
 
-@contextmanager
-def cluster(workers: int, scheduler: str | None = None) -> Iterator[Client]:
-    """A client of the Dask cluster at an address, or of a new one of so many processes with a thread each."""
+def _in_processes(workers: int, job: Job, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Outcome | None]]:
+    """Outcomes by processes of this machine; None for all files that were at work when a process died."""
+    waiting = deque(pairs)
+    while waiting:
+        running: dict[Future[Outcome], Pair] = {}
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < workers:
+                        future = pool.submit(do, job, *waiting[0])
+                        running[future] = waiting.popleft()
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        outcome = future.result()
+                        yield running.pop(future), outcome
+            except BrokenProcessPool:
+                yield from ((pair, None) for pair in running.values())
+
+
+def _start_worker() -> None:
+    """One thread for torch, once it is imported; interrupts are the parent's business, and its death is ours."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _on_cluster(address: str, job: Job, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Outcome | None]]:
+    """Outcomes by the workers of a Dask cluster; None for a file that was with too many workers when they died."""
     try:
-        import dask
-        from distributed import Client, LocalCluster
+        from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
-        raise BayesqError("several workers need Dask: pip install 'bayesq[cluster]'") from error
-    if scheduler:
-        with Client(scheduler) as client:
-            yield client
-    else:
-        strictly = dask.config.set({"distributed.scheduler.allowed-failures": 0})
-        quietly = {"dashboard_address": None, "silence_logs": logging.CRITICAL}  # the outcomes tell of failures
-        with (
-            strictly,
-            LocalCluster(n_workers=workers, threads_per_worker=1, **quietly) as local,
-            Client(local) as client,
-        ):
-            yield client
+        raise BayesqError("a cluster needs Dask: pip install 'bayesq[cluster]'") from error
+    waiting = iter(pairs)
+    asked = {}
+    with Client(address) as client:
+
+        def submit(count: int) -> list:
+            futures = {client.submit(do, job, *pair, pure=False): pair for pair in islice(waiting, count)}
+            asked.update(futures)
+            return list(futures)
+
+        running = as_completed(submit(SUBMITTED))
+        for future in running:
+            pair = asked.pop(future)
+            try:
+                yield pair, future.result()
+            except KilledWorker:
+                yield pair, None
+            running.update(submit(1))
 
 
 def _is_done(job: Job, source: Path, target: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Folders of files, in this process and on a Dask cluster."""
+"""Folders of files, by this process, by many, and by a Dask cluster."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from distributed import LocalCluster
 from PIL import Image
 
 from bayesq import batch, files, zoo
@@ -129,24 +130,29 @@ class Deadly:
         target.write_bytes(source.read_bytes())
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def test_a_cluster_does_the_same_and_survives_its_workers(encode, album, tmp_path):
+def test_processes_do_the_same(encode, album, tmp_path):
     alone = {o.target.name: o.bytes for o in encode_all(encode, album, tmp_path / "alone")}
-    with batch.cluster(1) as client:
-        address = client.scheduler.address
-        assert client.submit(_threads).result() == 1
-        outcomes = list(run(encode, plan(encode, album, tmp_path / "many"), scheduler=address))
-        assert all(o.error is None for o in outcomes)
-        assert {o.target.name: o.bytes for o in outcomes} == alone
-        pairs = plan(Deadly(), album, tmp_path / "copies")
-        copies = {o.source.name: o.error for o in run(Deadly(), pairs, scheduler=address)}
-    assert copies.pop("b.jpg").startswith("it killed its worker")
-    assert set(copies.values()) == {None}
+    outcomes = list(run(encode, plan(encode, album, tmp_path / "many"), workers=2))
+    assert all(o.error is None for o in outcomes)
+    assert {o.target.name: o.bytes for o in outcomes} == alone
+
+
+def test_only_a_file_that_kills_its_process_by_itself_fails(album, tmp_path):
+    pairs = plan(Deadly(), album, tmp_path / "copies")
+    copies = {o.source: o.error for o in run(Deadly(), pairs, workers=2)}
+    assert copies.pop(album / "b.jpg").startswith("it killed its process")
+    assert len(copies) == 3 and set(copies.values()) == {None}
+
+
+def test_a_cluster_does_the_same(encode, album, tmp_path):
+    (album / "b.jpg").write_bytes(b"no picture at all")
+    alone = {o.target.name: (o.bytes, o.error) for o in encode_all(encode, album, tmp_path / "alone")}
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        pairs = plan(encode, album, tmp_path / "many")
+        many = {o.target.name: (o.bytes, o.error) for o in run(encode, pairs, scheduler=cluster.scheduler_address)}
+        again = list(run(encode, pairs, scheduler=cluster.scheduler_address))
+    assert many == alone
+    assert sorted(o.target.name for o in again if not o.skipped) == ["b.bq"]
 
 
 def test_a_killed_run_goes_on(album, encode, tmp_path):

@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=common.positive,
         default=1,
         metavar="N",
-        help="processes, of one thread each, in a Dask cluster that lives as long as the command (default: 1, without)",
+        help="processes, of one thread each (default: 1, of all threads)",
     )
     workers.add_argument(
         "--scheduler", metavar="ADDRESS", help="of a Dask cluster that sees the same folders, such as tcp://host:8786"
