@@ -52,6 +52,14 @@ def quality(text: str) -> float:
     return value
 
 
+def effort(text: str) -> int:
+    """Argument type: an encoding effort, 1 to 9."""
+    value = int(text)
+    if not 1 <= value <= 9:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 9")
+    return value
+
+
 def above_zero(text: str) -> float:
     """Argument type: a finite number above zero."""
     value = float(text)
