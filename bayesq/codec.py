@@ -239,9 +239,9 @@ class Codec(nn.Module):
 
     @torch.inference_mode()
     def bit_map(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
-        """Bits of a payload by pixel ``(1, 1, H, W)``: −log₂ p of each latent, spread evenly over the pixels it is for.
+        """Bits of a payload by pixel ``(1, 1, H, W)``: those of each latent, spread evenly over the pixels it is for.
 
-        Adds up to the rate that ``reconstruct`` estimates. Latents of the padding count for the pixels beside it.
+        Adds up to the payload but for its last words. Latents of the padding count for the pixels beside it.
         """
         levels = self._levels(level, 1)
         with exact_arithmetic():
@@ -250,7 +250,7 @@ class Codec(nn.Module):
         padded = self.padded_size(height, width)
         result = torch.zeros(1, 1, height, width)
         for part in nats:
-            bits = part.sum(1, keepdim=True) / math.log(2)
+            bits = part.sum(1, keepdim=True).float() / math.log(2)
             rows, columns = (
                 _shares(count, side // count, length)
                 for count, side, length in zip(bits.shape[-2:], padded, (height, width), strict=True)

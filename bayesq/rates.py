@@ -30,7 +30,7 @@ def bit_map(data: bytes, codec: PricingCodec) -> Tensor:
         codec: the model that wrote it.
 
     Returns:
-        (1, 1, H, W) bits per pixel; their sum is the size of the tiles, in bits, but for what coding adds to −log₂ p.
+        (1, 1, H, W) bits per pixel; their sum is the size of the tiles but for a few words of 32 bits each.
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.

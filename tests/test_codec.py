@@ -44,11 +44,11 @@ def test_the_rate_is_that_of_the_file(codec, level):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 90), (48, 33), (64, 64)])
-def test_a_map_of_the_bits_adds_up_to_the_rate(codec, size):
-    x = picture(*size)
-    bits = codec.bit_map(codec.compress(x, 130), *size, 130)
+def test_a_map_of_the_bits_adds_up_to_the_payload(codec, size):
+    payload = codec.compress(picture(*size), 130)
+    bits = codec.bit_map(payload, *size, 130)
     assert bits.shape == (1, 1, *size) and (bits >= 0).all()
-    assert bits.sum().item() == pytest.approx(codec.reconstruct(x, 130)[1], rel=1e-4)
+    assert -1 < 8 * len(payload) - bits.sum().item() < 128
 
 
 def test_a_map_of_the_bits_of_a_file_in_tiles(codec, monkeypatch):
@@ -57,7 +57,7 @@ def test_a_map_of_the_bits_of_a_file_in_tiles(codec, monkeypatch):
     tiles = bitstream.unpack(data).tiles
     bits = rates.bit_map(data, codec)
     assert len(tiles) == 6 and bits.shape == (1, 1, 100, 150)
-    assert bits.sum().item() == pytest.approx(sum(8 * len(tile) for tile in tiles), rel=0.02, abs=96 * len(tiles))
+    assert -1 < sum(8 * len(tile) for tile in tiles) - bits.sum().item() < 128 * len(tiles)
 
 
 def test_bits_are_where_there_is_something_to_code(codec):
