@@ -18,6 +18,7 @@ _HOME = {
     "decode": "files",
     "describe": "files",
     "encode": "files",
+    "encode_to": "ratecontrol",
     "load": "zoo",
     "restore": "restore",
 }

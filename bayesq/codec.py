@@ -29,12 +29,13 @@ from bayesq.hyperprior import Hyperprior
 from bayesq.io import atomic_write
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
-from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, quantize, sample_within
+from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, information, quantize, sample_within
 
 if TYPE_CHECKING:
     from compressai.models import CompressionModel
 
     from bayesq.bitstream import Box
+    from bayesq.tiling import Index
 
 FORMAT = "bayesq-codec-1"
 
@@ -134,14 +135,20 @@ class Codec(nn.Module):
             window: The part of x to code, left, top, right and bottom, all of it by default; the rest is context for
                 g_a. Left and top are multiples of ``multiple``, as are right and bottom where they are not those of x.
         """
+        z = self.analyse(x, level)
+        return self.prior.targets(z if window is None else z[self.place(window)], level)
+
+    def analyse(self, x: Tensor, level: Tensor) -> Tensor:
+        """z ``(B, M, h, w)`` of pictures of any size, padded, before quantisation."""
         height, width = self.padded_size(*x.shape[-2:])
         x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), mode="replicate")
-        z = self.analysis(x, level)
-        if window is not None:
-            left, top = window[0] // self.reduction, window[1] // self.reduction
-            height, width = (side // self.reduction for side in self.padded_size(*_size(window)))
-            z = z[..., top : top + height, left : left + width]
-        return self.prior.targets(z, level)
+        return self.analysis(x, level)
+
+    def place(self, window: Box) -> Index:
+        """Where the latents of a window are among those of the whole."""
+        left, top = window[0] // self.reduction, window[1] // self.reduction
+        height, width = (side // self.reduction for side in self.padded_size(*_size(window)))
+        return ..., slice(top, top + height), slice(left, left + width)
 
     def walk(self, batch: int, height: int, width: int, level: Tensor) -> Walk:
         """The prior's walk for pictures of the given size."""
@@ -157,11 +164,9 @@ class Codec(nn.Module):
     @torch.inference_mode()
     def quantize(self, x: Tensor, level: int) -> Coded:
         """The cells that code pictures ``(B, 3, H, W)``."""
-        if not torch.isfinite(x).all():
-            raise ImageError("the picture holds values that are not finite")
         levels = self._levels(level, len(x))
         with exact_arithmetic():
-            return quantize(self.walk(len(x), *x.shape[-2:], levels), self.targets(x, levels))
+            return quantize(self.walk(len(x), *x.shape[-2:], levels), self.targets(self.checked(x), levels))
 
     @torch.inference_mode()
     def reconstruct(self, x: Tensor, level: int) -> tuple[Tensor, float]:
@@ -182,12 +187,16 @@ class Codec(nn.Module):
         Raises:
             ImageError: the picture holds NaN or infinity.
         """
-        if not torch.isfinite(x).all():
-            raise ImageError("the picture holds values that are not finite")
-        levels = self._levels(level, 1)
         size = x.shape[-2:] if window is None else _size(window)
         with exact_arithmetic():
-            return encode(self.walk(1, *size, levels), self.targets(x, levels, window))
+            targets = self.targets(self.checked(x), self._levels(level, 1), window)
+        return self.pack(targets, *size, level)
+
+    @torch.inference_mode()
+    def pack(self, targets: Sequence[Tensor], height: int, width: int, level: int) -> bytes:
+        """Entropy-coded payload of latents in the order of the walk, of one picture or tile of that size."""
+        with exact_arithmetic():
+            return encode(self.walk(1, height, width, self._levels(level, 1)), targets)
 
     @torch.inference_mode()
     def latents(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
@@ -227,6 +236,34 @@ class Codec(nn.Module):
         """n pictures ``(n, 1, 3, H, W)`` that the payload may stand for, of ``sample_latents``."""
         z = self.sample_latents(payload, height, width, level, n, generator)
         return self.synthesize(z, level)[:, None, :, :height, :width]
+
+    @torch.inference_mode()
+    def bit_map(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """Bits of a payload by pixel ``(1, 1, H, W)``: those of each latent, spread evenly over the pixels it is for.
+
+        Adds up to the payload but for its last words. Latents of the padding count for the pixels beside it.
+        """
+        levels = self._levels(level, 1)
+        with exact_arithmetic():
+            cells = decode(self.walk(1, height, width, levels), payload)
+            nats = information(self.walk(1, height, width, levels), cells)
+        padded = self.padded_size(height, width)
+        result = torch.zeros(1, 1, height, width)
+        for part in nats:
+            bits = part.sum(1, keepdim=True).float() / math.log(2)
+            rows, columns = (
+                _shares(count, side // count, length)
+                for count, side, length in zip(bits.shape[-2:], padded, (height, width), strict=True)
+            )
+            result += rows @ bits @ columns.mT
+        return result
+
+    @staticmethod
+    def checked(x: Tensor) -> Tensor:
+        """x itself. Raises ImageError if it holds NaN or infinity."""
+        if not torch.isfinite(x).all():
+            raise ImageError("the picture holds values that are not finite")
+        return x
 
     @staticmethod
     def _levels(level: int, batch: int) -> Tensor:
@@ -296,6 +333,14 @@ class Codec(nn.Module):
 def _size(box: Box) -> tuple[int, int]:
     left, top, right, bottom = box
     return bottom - top, right - left
+
+
+def _shares(count: int, pixels: int, length: int) -> Tensor:
+    """What each of ``length`` pixels has of each of ``count`` latents: ``(length, count)``, columns sum to 1."""
+    owner = torch.arange(length) // pixels
+    nearest = torch.arange(count).clamp_max(int(owner[-1]))
+    mine = (owner[:, None] == nearest).float()
+    return mine / mine.sum(0)
 
 
 def _ordered(data: bytes) -> bytes:

@@ -14,6 +14,7 @@ A stream is a whole number of 32-bit little-endian words: those of the range cod
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import erfc, sqrt
 
 import numpy as np
@@ -69,6 +70,22 @@ class Tables:
     def radius(self) -> int:
         """R, the largest magnitude that is coded without an escape."""
         return (self.cdf.shape[1] - 3) // 2
+
+    @cached_property
+    def least_bits(self) -> np.ndarray:
+        """What the likeliest symbol of each row costs, float64 (T,)."""
+        return PRECISION - np.log2(np.diff(self.cdf).max(1))
+
+    def bits(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """What each symbol takes in a stream, float64 (N,); arguments as for `Encoder.put`. Their sum is its length."""
+        values = symbols.astype(np.int64)
+        excess = np.abs(values) - self.radius
+        escaped = excess > 0
+        category = np.where(escaped, 2 * self.radius + 1, values + self.radius)
+        bits = PRECISION - np.log2(self.cdf[rows, category + 1] - self.cdf[rows, category])
+        widths = _widths(excess[escaped])
+        bits[escaped] += PRECISION - np.log2(_ESCAPE_COUNTS[2 * widths]) + widths
+        return bits
 
     def model(self, row: int) -> stream.model.Categorical:
         """The range coder's model of one row: symbol k is category k + R, the escape is category 2R + 1."""
@@ -127,7 +144,7 @@ class Encoder:
 
     def _put_escapes(self, values: np.ndarray, radius: int) -> None:
         excess = np.abs(values) - radius
-        widths = np.frexp(excess.astype(np.float64))[1] - 1
+        widths = _widths(excess)
         self._coder.encode((2 * widths + (values < 0)).astype(np.int32), _ESCAPE_HEAD)
         for part, bits, shift in _binary_digits(widths):
             digits = (excess[part] >> shift) & ((1 << bits) - 1)
@@ -153,6 +170,7 @@ class Decoder:
         self._coder = stream.queue.RangeDecoder(np.frombuffer(data[:-4], dtype="<u4").astype(np.uint32))
         self._expected = int.from_bytes(data[-4:], "little")
         self._crc = 0
+        self._spare_bits = 8.0 * len(data)
 
     def get(self, rows: np.ndarray, tables: Tables) -> np.ndarray:
         """Reads one symbol for each row.
@@ -168,6 +186,9 @@ class Decoder:
             BitstreamError: no encoder can have written this.
         """
         rows = _checked_rows(rows, tables)
+        self._spare_bits -= np.bincount(rows, minlength=len(tables.cdf)) @ tables.least_bits
+        if self._spare_bits < 0:
+            raise BitstreamError("the coded symbols are cut off: there is less data than they need")
         values = np.empty(len(rows), dtype=np.int32)
         try:
             for row, span in _groups(rows):
@@ -210,7 +231,12 @@ def _categorical(counts: np.ndarray) -> stream.model.Categorical:
 
 
 # Elias-gamma: the width of an excess of 2**width … 2**(width+1) − 1 and the sign, then `width` plain binary digits.
-_ESCAPE_HEAD = _categorical(np.array([1 << (22 - width) if width < 16 else 8 for width in range(32) for _ in "+-"]))
+_ESCAPE_COUNTS = np.array([1 << (22 - width) if width < 16 else 8 for width in range(32) for _ in "+-"])
+_ESCAPE_HEAD = _categorical(_ESCAPE_COUNTS)
+
+
+def _widths(excess: np.ndarray) -> np.ndarray:
+    return np.frexp(excess.astype(np.float64))[1] - 1
 
 
 def _binary_digits(widths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -9,7 +9,7 @@ class BayesqError(Exception):
 
 
 class BitstreamError(BayesqError, OSError):
-    """A ``.bq`` file is damaged, truncated, foreign, or needs a newer bayesq or another model.
+    """A ``.bq`` file is damaged, truncated, foreign, or needs a newer bayesq.
 
     An OSError too, since that is what programs expect of a picture file that cannot be read.
     """
@@ -17,6 +17,10 @@ class BitstreamError(BayesqError, OSError):
 
 class ModelError(BayesqError):
     """A model is unknown, damaged, or cannot do what was asked of it."""
+
+
+class ForeignModelError(ModelError, BitstreamError):
+    """A ``.bq`` file needs another model than that given, or than those at hand."""
 
 
 class ImageError(BayesqError):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bayesq import bitstream
 from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, STRIP, XMP, Box, File, Head, Header, Mode, Reader
-from bayesq.errors import BitstreamError, ImageError, ModelError
+from bayesq.errors import BitstreamError, ForeignModelError, ImageError
 from bayesq.io import normalized, to_image, to_tensor
 from bayesq.quality import level_of, quality_of
 from bayesq.tiling import Mosaic, Transform, surroundings, tile_side
@@ -101,7 +101,7 @@ class Description:
     """Which tiles and chunks are damaged: ``tile 3``, ``chunk ALPH``."""
 
 
-def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
+def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1, *, progress: bool = False) -> bytes:
     """The bytes of a ``.bq`` file.
 
     Grey pictures stay grey, alpha is kept without loss, as are the ICC profile, EXIF and XMP found in ``image.info``.
@@ -110,10 +110,13 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
         image: a picture with 8 bits a sample; palettes and CMYK are coded as RGB.
         codec: the model.
         quality: 0 (smallest) to 100 (best).
+        effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 5, 10, 20 … 640 steps that take
+            about twice as long each.
+        progress: show a progress bar on stderr where that takes long.
 
     Raises:
         ImageError: the picture has more than 8 bits a sample, no pixels, or more than `MAX_PIXELS`.
-        ModelError: the quality is not in its range.
+        ModelError: the quality or the effort is not in its range.
     """
     level = level_of(quality)
     if image.width * image.height > MAX_PIXELS:
@@ -127,10 +130,15 @@ def encode(image: Image.Image, codec: TileCodec, quality: float) -> bytes:
     mode = Mode.RGB if pixels.mode.startswith("RGB") else Mode.GREY
     sides = (tile_side(side, codec.multiple) for side in pixels.size)
     header = Header(width, height, mode, level, codec.model_id, *sides)
+    compress = codec.compress
+    if effort != 1:
+        from bayesq.inference import refine
+
+        compress = partial(refine.compress, codec, effort, progress=progress)
     tiles = []
     for box in header.boxes():
         around, window = surroundings(box, header, codec)
-        tiles.append(codec.compress(to_tensor(pixels.crop(around)), level, window))
+        tiles.append(compress(to_tensor(pixels.crop(around)), level, window))
     return bitstream.pack(File(header, tuple(tiles), chunks))
 
 
@@ -152,7 +160,7 @@ def decode(
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
-        ModelError: the file needs another model than that given, or than those installed.
+        ForeignModelError: the file needs another model than that given, or than those installed.
         ImageError: the region is empty or not inside the picture.
     """
     reader = _opened(data, on_damage)
@@ -170,14 +178,17 @@ def decode(
         x = codec.synthesize(part.z, header.level)[part.crop]
         picture = picture or Image.new(_colours(header), size, grey)  # not before a payload has proved sound
         picture.paste(to_image(_in_mode(x, header)), (part.box[0] - box[0], part.box[1] - box[1]))
-    picture = picture or Image.new(_colours(header), size, grey)
+    if picture is None:
+        raise BitstreamError("the file is damaged: none of the tiles can be read")
     if ALPHA in reader.head.chunks:
         picture.putalpha(_salvaged(lambda: _alpha(reader, box), f"chunk {ALPHA}", None, on_damage) or 255)
     picture.info |= _info(reader, on_damage)
     return picture
 
 
-def deviation(data: bytes | IO[bytes], codec: SamplingCodec, samples: int, generator: Generator) -> Tensor:
+def deviation(
+    data: bytes | IO[bytes], codec: SamplingCodec, samples: int, generator: Generator, *, region: Box | None = None
+) -> Tensor:
     """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
 
     Of large pictures each tile is drawn by itself, its neighbours' latents being what the file says.
@@ -187,28 +198,31 @@ def deviation(data: bytes | IO[bytes], codec: SamplingCodec, samples: int, gener
         codec: the model that wrote it.
         samples: number of draws, at least 2.
         generator: source of the randomness.
+        region: as for ``decode``.
 
     Returns:
         (1, 1, H, W), the root mean square over the colours, in units of images in [0, 1].
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
-        ModelError: the file needs another model.
+        ForeignModelError: the file needs another model.
+        ImageError: the region is empty or not inside the picture.
     """
     import torch
 
     reader = _opened(data)
     header = reader.head.header
     _check_model(header, codec)
-    result = torch.empty(1, 1, header.height, header.width)
+    x, y, right, bottom = box = _checked(region, header)
+    result = torch.empty(1, 1, bottom - y, right - x)
     tiles = _Tiles(reader, codec)
-    for part in Mosaic(header, codec).parts(_checked(None, header), tiles.latents):
+    for part in Mosaic(header, codec).parts(box, tiles.latents):
         z = part.z.repeat(samples, 1, 1, 1)
         coded = reader.tile(part.tile), *tiles.size(part.tile), header.level
         z[part.own] = codec.sample_latents(*coded, samples, generator)[part.own_part]
         draws = _in_mode(codec.synthesize(z, header.level)[part.crop], header)
         left, top, right, bottom = part.box
-        result[..., top:bottom, left:right] = draws.var(0).mean(0).sqrt()
+        result[..., top - y : bottom - y, left - x : right - x] = draws.var(0).mean(0).sqrt()
     return result
 
 
@@ -325,7 +339,7 @@ def _checked(region: Box | None, header: Header) -> Box:
 
 def _check_model(header: Header, codec: TileCodec) -> None:
     if codec.model_id != header.model_id:
-        raise ModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
+        raise ForeignModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
 
 
 def _in_mode(x: Tensor, header: Header) -> Tensor:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,6 +65,16 @@ def plot_contact_sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
             else:
                 axes.imshow(picture[0].detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
     return figure
+
+
+def draw_map(values: Tensor) -> tuple[Image.Image, float]:
+    """A map ``(1, 1, H, W)`` from 0 up in the colours of viridis, a pixel each, and the value that is yellow.
+
+    That is the 0.998 quantile, so that single pixels do not darken the others.
+    """
+    samples = values[0, 0].detach().cpu().numpy()
+    top = max(float(np.quantile(samples, 0.998)), 1e-12)
+    return Image.fromarray(colormaps["viridis"](samples / top, bytes=True)[..., :3]), top
 
 
 def _show_map(axes: Axes, bar_axes: Axes, deviation: Tensor) -> None:

@@ -7,6 +7,7 @@ the order or the context of anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -148,6 +149,24 @@ def sample_within(
 
     drive(walk, answer)
     return draws
+
+
+def information(walk: Walk, cells: Sequence[Cell]) -> list[Tensor]:
+    """What every element of decoded cells takes in the stream, nats: −log of its share of the coder's table.
+
+    That is ``−log_mass`` where the tables are fine enough; what is less likely than their precision costs less.
+    """
+    nats: list[Tensor] = []
+
+    def answer(part: int, conditional: Conditional) -> Tensor:
+        rows, tables = conditional.tables()
+        symbols = conditional.quantizer().index(cells[part].centre)
+        bits = tables.bits(_flat(symbols), _flat(rows))
+        nats.append(torch.from_numpy(bits * math.log(2)).view(rows.shape))
+        return cells[part].centre
+
+    drive(walk, answer)
+    return nats
 
 
 def encode(walk: Walk, targets: Sequence[Tensor]) -> bytes:

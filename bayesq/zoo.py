@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from bayesq.errors import ModelError
+from bayesq.errors import ForeignModelError, ModelError
 from bayesq.resources import models_dir
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ def find(model_id: bytes) -> str:
     """The name of the model whose weights' SHA-256 starts with these 8 bytes.
 
     Raises:
-        ModelError: no model at hand has that id.
+        ForeignModelError: no model at hand has that id.
     """
     for entry in manifest():
         if entry.id == model_id.hex():
             return entry.name
-    raise ModelError(f"no model with id {model_id.hex()}; {_at_hand()}")
+    raise ForeignModelError(f"no model with id {model_id.hex()}; {_at_hand()}")
 
 
 def load(name: str = "base") -> Codec:

@@ -60,10 +60,12 @@ def test_summaries_as_json(photo, model, tmp_path, capsys):
     assert main(["encode", str(photo), "-m", model, "--json", "--quiet"]) == 0
     encoded = json.loads(capsys.readouterr().out)
     assert encoded["output"] == str(tmp_path / "photo.bq")
+    assert encoded["seconds"] > 0 and encoded["bits_per_pixel"] == 8 * encoded["bytes"] / 1200
     assert encoded["bytes"] == (tmp_path / "photo.bq").stat().st_size
     assert main(["decode", encoded["output"], str(tmp_path / "b.png"), "-m", model, "--json", "--quiet"]) == 0
     decoded = json.loads(capsys.readouterr().out)
     assert (decoded["width"], decoded["height"], decoded["mode"]) == (40, 30, "RGB")
+    assert decoded["seconds"] > 0 and decoded["bytes"] == encoded["bytes"]
     assert main(["info", encoded["output"], "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
     assert described["intact"] and described["model_id"] == encoded["model_id"]
@@ -148,6 +150,12 @@ def test_json_and_data_do_not_mix(photo, capsys):
     assert "only one output can go to standard output" in capsys.readouterr().err
 
 
+def test_info_reads_a_pipe(coded, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(coded.read_bytes())))
+    assert main(["info", "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] == coded.stat().st_size
+
+
 def test_pipes(photo, model, monkeypatch, capsysbinary):
     def pipe(command, data):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
@@ -158,6 +166,18 @@ def test_pipes(photo, model, monkeypatch, capsysbinary):
     assert files.describe(coded).width == 40
     with Image.open(io.BytesIO(pipe("decode", coded))) as image:
         assert (image.format, image.size) == ("PNG", (40, 30))
+
+
+def test_info_draws_where_the_bits_went(coded, model, tmp_path, capsys):
+    path = tmp_path / "map.png"
+    assert main(["info", str(coded), "-m", model, "--map", str(path), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["map_yellow"] > 0
+    assert captured.err.startswith(f"Bits per pixel in {path}: ")
+    with Image.open(path) as image:
+        assert (image.size, image.mode) == ((40, 30), "RGB")
+    assert main(["info", str(coded), "-m", model, "--map", "-"]) == 1
+    assert capsys.readouterr().out == ""
 
 
 def test_info_needs_neither_numpy_nor_torch(coded):

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from skimage.data import astronaut
 
+from bayesq import bitstream, files, rates, tiling
 from bayesq.codec import Codec
 from bayesq.errors import BitstreamError, ImageError, ModelError
+from bayesq.io import to_image
 from bayesq.prior import decode
 
 SIZES = [(1, 1), (1, 40), (16, 16), (31, 33), (70, 45)]
@@ -39,6 +41,30 @@ def test_the_rate_is_that_of_the_file(codec, level):
     x = picture(256, 256)
     bits = codec.reconstruct(x, level)[1]
     assert abs(8 * len(codec.compress(x, level)) - bits) < 0.02 * bits + 96
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 90), (48, 33), (64, 64)])
+def test_a_map_of_the_bits_adds_up_to_the_payload(codec, size):
+    payload = codec.compress(picture(*size), 130)
+    bits = codec.bit_map(payload, *size, 130)
+    assert bits.shape == (1, 1, *size) and (bits >= 0).all()
+    assert -1 < 8 * len(payload) - bits.sum().item() < 128
+
+
+def test_a_map_of_the_bits_of_a_file_in_tiles(codec, monkeypatch):
+    monkeypatch.setattr(tiling, "TILE", 64)
+    data = files.encode(to_image(picture(100, 150)), codec, 70)
+    tiles = bitstream.unpack(data).tiles
+    bits = rates.bit_map(data, codec)
+    assert len(tiles) == 6 and bits.shape == (1, 1, 100, 150)
+    assert -1 < sum(8 * len(tile) for tile in tiles) - bits.sum().item() < 128 * len(tiles)
+
+
+def test_bits_are_where_there_is_something_to_code(codec):
+    x = picture(96, 192)
+    x[..., :96] = 0.5
+    bits = codec.bit_map(codec.compress(x, 130), 96, 192, 130)
+    assert bits[..., 96:].mean() > 2 * bits[..., :64].mean()
 
 
 def test_quality_buys_fidelity_for_bits(codec):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+import bayesq.io
 from bayesq.errors import BayesqError, ImageError
-from bayesq.io import atomic_write, normalized, read_image, to_image, to_tensor, write_image
+from bayesq.io import atomic_open, atomic_write, normalized, read_image, to_image, to_tensor, write_image
 
 GENERATOR = np.random.default_rng(0)
 MODES = {
@@ -212,3 +213,30 @@ def test_atomic_write_leaves_nothing_on_failure(tmp_path):
     with pytest.raises(BayesqError, match="folder"):
         atomic_write(tmp_path / "folder", b"")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_pillows_limit_does_not_count(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    assert read_image(tmp_path / "a.png").size == (8, 8)
+    assert Image.MAX_IMAGE_PIXELS == 20
+    monkeypatch.setattr(bayesq.io, "MAX_PIXELS", 63)
+    with pytest.raises(ImageError, match="8 × 8 pixels exceed the limit of 63"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"before")
+    with pytest.raises(ImageError):
+        write_image(Image.new("RGBA", (2, 2)), path)
+    with pytest.raises(RuntimeError), atomic_open(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_normal_pictures_are_not_copied(mode):
+    image = Image.new(mode, (2, 2))
+    assert normalized(image) is image

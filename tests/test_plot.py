@@ -5,12 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from bayesq.bench.curves import Curve
 from bayesq.operators import degrade, denoise
-from bayesq.plot import plot_contact_sheet, plot_rate_distortion, plot_restoration
+from bayesq.plot import draw_map, plot_contact_sheet, plot_rate_distortion, plot_restoration
 from bayesq.restore import restore
 
 
@@ -66,6 +67,17 @@ def test_rate_distortion_names_every_curve():
     axes = drawn(plot_rate_distortion(line("ours", 2), [line("jpeg", 0)], [line("vtm", 3)], "title")).axes[0]
     assert {text.get_text() for text in axes.texts} == {"ours", "jpeg", "vtm"}
     assert (len(axes.lines), axes.get_title("left")) == (3, "title")
+
+
+def test_a_drawn_map_is_dark_where_it_is_zero():
+    values = torch.zeros(1, 1, 5, 7)
+    values[..., 2, 3] = 4
+    drawn, yellow = draw_map(values)
+    assert drawn.size == (7, 5) and 0 < yellow <= 4
+    brightness = np.asarray(drawn.convert("L")).astype(int)
+    assert np.unravel_index(brightness.argmax(), (5, 7)) == (2, 3)
+    assert len(np.unique(brightness)) == 2
+    assert draw_map(torch.zeros(1, 1, 2, 2))[0].getcolors() == [(4, (68, 1, 84))]
 
 
 def test_pyplot_is_left_alone():

@@ -8,7 +8,7 @@ from test_interop_compressai import CODABLE, CONTEXT, build
 
 from bayesq.codec import Codec
 from bayesq.hyperprior import merge, split
-from bayesq.prior import decode, drive, encode, log_density, quantize, relax, sample
+from bayesq.prior import decode, drive, encode, information, log_density, quantize, relax, sample
 
 SIZE = 64, 128
 LEVELS = torch.tensor([120])
@@ -58,6 +58,15 @@ def test_decoding_inverts_encoding(coder):
 def test_a_stream_is_as_long_as_its_codes_are_improbable(coder):
     bits = float(quantize(coder.walk(), coder.targets).nats) / math.log(2)
     assert abs(8 * len(encode(coder.walk(), coder.targets)) - bits) < 0.02 * bits + 96
+
+
+@torch.no_grad()
+def test_the_parts_cost_what_the_stream_is_long(coder):
+    coded = quantize(coder.walk(), coder.targets)
+    parts = information(coder.walk(), coded.cells)
+    assert [part.shape for part in parts] == [cell.centre.shape for cell in coded.cells]
+    bits = sum(float(part.sum()) for part in parts) / math.log(2)
+    assert 0 <= 8 * len(encode(coder.walk(), coder.targets)) - bits < 128
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from bayesq.errors import ImageError
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from bayesq.io import SUFFIXES
 
 
 def pictures(folder: str | Path, limit: int | None = None) -> list[Path]:
@@ -13,7 +12,7 @@ def pictures(folder: str | Path, limit: int | None = None) -> list[Path]:
     Raises:
         ImageError: there is none.
     """
-    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ImageError(f"{folder}: no pictures here")
     return paths[:limit]

@@ -15,7 +15,7 @@ import bayesq
 from bayesq.cli import common
 from bayesq.errors import BayesqError
 
-COMMANDS = ["demo", "restore", "degrade", "encode", "decode", "info", "models", "train", "bench"]
+COMMANDS = ["demo", "restore", "degrade", "encode", "decode", "info", "models", "train", "bench", "completion"]
 
 
 def build_parser() -> argparse.ArgumentParser:

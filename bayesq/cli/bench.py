@@ -3,7 +3,7 @@
 import argparse
 from importlib import import_module
 
-BENCHMARKS = ["codec", "restore"]
+BENCHMARKS = ["codec", "restore", "fuzz"]
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

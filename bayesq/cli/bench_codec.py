@@ -20,8 +20,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=_words,
         default=["bayesq", "jpeg", "jpeg-444"],
         metavar="NAME,...",
-        help="of bayesq, jpeg (4:2:0), jpeg-444, webp (default: bayesq,jpeg,jpeg-444)",
+        help="of bayesq, jpeg (4:2:0), jpeg-444, webp, jpeg2000, avif (slow), jxl, or all "
+        "(default: bayesq,jpeg,jpeg-444)",
     )
+    parser.add_argument("-e", "--effort", type=common.effort, default=1, metavar="1..9", help="of the bayesq codec")
     parser.add_argument("--against", metavar="JSON", help="a file of published rate-distortion curves")
     parser.add_argument(
         "--curves",
@@ -45,14 +47,17 @@ def run(args: argparse.Namespace) -> int:
     from bayesq.bench import codec, curves, formats
     from bayesq.errors import BayesqError
 
-    unknown = set(args.codecs) - {"bayesq", *formats.PILLOW}
-    if unknown or not args.codecs:
-        raise BayesqError(
-            f"no codec called {', '.join(sorted(unknown))}; there are bayesq, {', '.join(formats.PILLOW)}"
-        )
+    known = ["bayesq", *formats.RIVALS]
+    names = known if args.codecs == ["all"] else args.codecs
+    unknown = set(names) - set(known)
+    if unknown or not names:
+        raise BayesqError(f"no codec called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     paths = bench.pictures(args.folder, args.limit)
     published = curves.read_curves(args.against, args.curves) if args.against else []
-    forms = [formats.Bayesq(zoo.load(args.model)) if name == "bayesq" else formats.PILLOW[name] for name in args.codecs]
+    forms: list[formats.Format] = [
+        formats.Bayesq(zoo.load(args.model), effort=args.effort) if name == "bayesq" else formats.RIVALS[name]
+        for name in names
+    ]
     qualities = args.qualities or forms[0].qualities
     curve = codec.measure(forms[0], paths, qualities, progress=not args.quiet)
     measured = [codec.measure(form, paths, progress=not args.quiet) for form in forms[1:]]

@@ -6,8 +6,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from bayesq.errors import BayesqError
 
@@ -51,6 +52,22 @@ def quality(text: str) -> float:
     return value
 
 
+def effort(text: str) -> int:
+    """Argument type: an encoding effort, 1 to 9."""
+    value = int(text)
+    if not 1 <= value <= 9:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 9")
+    return value
+
+
+def above_zero(text: str) -> float:
+    """Argument type: a finite number above zero."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
 def positive(text: str) -> int:
     """Argument type: an integer of at least 1."""
     value = int(text)
@@ -85,6 +102,16 @@ def about(path: str) -> Iterator[None]:
 def read(path: str) -> bytes:
     """The whole file, or standard input for ``-``."""
     return sys.stdin.buffer.read() if path == PIPE else Path(path).read_bytes()
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """The file as a stream that can seek, of which no more is read than asked for where it can do that by itself."""
+    if path == PIPE:
+        yield BytesIO(sys.stdin.buffer.read())
+    else:
+        with open(path, "rb") as file:
+            yield file if file.seekable() else BytesIO(file.read())
 
 
 def check_outputs(args: argparse.Namespace, *paths: str) -> None:

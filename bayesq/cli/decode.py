@@ -1,53 +1,87 @@
 """``bayesq decode``: a ``.bq`` file to a picture, and to a map of what the file leaves open."""
 
 import argparse
+import sys
+import time
 
-from bayesq.cli import common
+from bayesq.cli import common, folders
+from bayesq.errors import BayesqError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "decode",
-        help="decompress a picture",
-        description="Decompresses a picture. With --std it also draws pictures that the file could stand for, and "
-        "writes their standard deviation: where, and how much, the compression may have changed the picture.",
+        help="decompress a picture, or a folder of them",
+        description="Decompresses a picture, or all .bq files below a folder to PNG files below OUT. With --std it "
+        "also draws pictures that the file could stand for, and writes their standard deviation: where, and how much, "
+        "the compression may have changed the picture.",
     )
-    parser.add_argument("input", metavar="IN.bq", help="- for standard input")
+    parser.add_argument("input", metavar="IN.bq", help="or a folder, or - for standard input")
     parser.add_argument(
         "output", metavar="OUT", nargs="?", help="in the format of its suffix; default: IN.png; - for a PNG on a pipe"
     )
     parser.add_argument("-m", "--model", help="default: the one that the file names")
+    parser.add_argument(
+        "--region", type=region, metavar="X,Y,W,H", help="only these pixels, of which the file is read no further"
+    )
+    parser.add_argument(
+        "--salvage", action="store_true", help="decode what is not damaged, tell what is, and paint it grey"
+    )
     parser.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
     parser.add_argument(
         "--samples", type=common.several, default=16, metavar="N", help="draws for --std (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    folders.add_options(parser)
     common.add_output_options(parser)
     common.add_talk_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    if folders.is_folder(args):
+        from bayesq.batch import Decode
+
+        if args.std or args.region or args.salvage:
+            raise BayesqError("--std, --region and --salvage are for single files")
+        return folders.run(args, Decode(args.model))
+
+    start = time.perf_counter()
     output = args.output or common.beside(args.input, ".png")
     common.check_outputs(args, output, *([args.std] if args.std else []))
 
     from bayesq import files, zoo
+    from bayesq.bitstream import Reader
     from bayesq.io import write_image
 
-    data = common.read(args.input)
-    with common.about(args.input):
-        codec = zoo.load(args.model or zoo.find(bytes.fromhex(files.describe(data).model_id)))
-        image = files.decode(data, codec)
-    write_image(image, output)
-    summary = {"input": args.input, "output": output, "width": image.width, "height": image.height, "mode": image.mode}
-    common.say(args, f"Decoded {image.width} x {image.height}, {image.mode}.")
-    if args.std:
-        import torch
+    damaged: list[files.Damage] = []
+    with common.opened(args.input) as data, common.about(args.input):
+        reader = Reader(data)
+        header, size = reader.head.header, reader.length()
+        codec = zoo.load(args.model or zoo.find(header.model_id))
+        image = files.decode(data, codec, region=args.region, on_damage=damaged.append if args.salvage else None)
+        write_image(image, output)
+        summary = {"input": args.input, "output": output}
+        summary |= {"width": image.width, "height": image.height, "mode": image.mode}
+        summary |= {"bytes": size, "bits_per_pixel": 8 * size / (header.width * header.height)}
+        summary |= {"damaged": [str(it) for it in damaged]} if args.salvage else {}
+        for it in damaged:
+            print(f"bayesq: lost: {it}", file=sys.stderr)
+        common.say(args, f"Decoded {image.width} x {image.height}, {image.mode}.")
+        if args.std:
+            import torch
 
-        deviation = files.deviation(data, codec, args.samples, torch.Generator().manual_seed(args.seed))
-        white = common.write_deviation(deviation, args.std)
-        summary |= {"std": args.std, "samples": args.samples, "std_white": white}
-        common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
+            generator = torch.Generator().manual_seed(args.seed)
+            deviation = files.deviation(data, codec, args.samples, generator, region=args.region)
+            white = common.write_deviation(deviation, args.std)
+            summary |= {"std": args.std, "samples": args.samples, "std_white": white}
+            common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
     if args.json:
-        common.print_json(summary)
+        common.print_json({**summary, "seconds": time.perf_counter() - start})
     return 0
+
+
+def region(text: str) -> tuple[int, int, int, int]:
+    """Argument type: x, y, width and height, as left, top, right and bottom."""
+    x, y, width, height = (int(part) for part in text.split(","))
+    return x, y, x + width, y + height

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from bayesq.errors import TrainingError
+from bayesq.io import SUFFIXES
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm"}
 CACHE_PIXELS = 2**30
 
 
