@@ -61,7 +61,7 @@ def hub(tmp_path):
 
 
 def test_lpips_without_weights_is_none_and_says_so_once(hub, pair, caplog):
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="bayesq"):
         assert metrics.lpips(*pair) is None
         assert metrics.lpips(*pair) is None
     (record,) = caplog.records
