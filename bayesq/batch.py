@@ -55,6 +55,7 @@ class Encode:
     Attributes:
         quality: 0 (smallest) to 100 (best).
         model: A name or a weights file that every worker has.
+        effort: As for ``bayesq.encode``. Files do not tell theirs: one that is there counts as done at any.
 
     Raises:
         ModelError: the quality is out of range, or the model unknown.
@@ -62,6 +63,7 @@ class Encode:
 
     quality: float
     model: str = "base"
+    effort: int = 1
 
     sources: ClassVar = SUFFIXES
     suffix: ClassVar = ".bq"
@@ -75,7 +77,7 @@ class Encode:
         return it.intact and it.level == level_of(self.quality) and it.model_id == zoo.sha256(self.model)[:16]
 
     def write(self, source: Path, target: Path) -> None:
-        atomic_write(target, files.encode(read_image(source), zoo.shared(self.model), self.quality))
+        atomic_write(target, files.encode(read_image(source), zoo.shared(self.model), self.quality, self.effort))
 
 
 @dataclass(frozen=True)

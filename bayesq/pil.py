@@ -1,8 +1,8 @@
 """``.bq`` files in Pillow: ``import bayesq.pil``, then ``Image.open("a.bq")``, ``image.save("a.bq", quality=75)``.
 
 Opening reads the head and the metadata alone, without torch; pixels are decoded when first needed, by the model that
-the file names. ``save`` takes ``quality`` (0 to 100), ``model`` (a name or a weights file) and, as other formats do,
-``icc_profile``, ``exif`` and ``xmp``, which are otherwise those of ``image.info``.
+the file names. ``save`` takes ``quality`` (0 to 100), ``effort`` (1 to 9), ``model`` (a name or a weights file) and,
+as other formats do, ``icc_profile``, ``exif`` and ``xmp``, which are otherwise those of ``image.info``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         value = options.get(key, picture.info.get(key))
         picture.info[key] = value.tobytes() if isinstance(value, Image.Exif) else value
     try:
-        data = files.encode(picture, zoo.shared(options.get("model", "base")), options.get("quality", 75))
+        codec = zoo.shared(options.get("model", "base"))
+        data = files.encode(picture, codec, options.get("quality", 75), options.get("effort", 1))
     except ImageError as error:
         raise OSError(f"cannot write {os.fsdecode(filename)} as {FORMAT}: {error}") from error
     except ModelError as error:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-TILE = 1024
+TILE = 768
 """Longest side of the tiles that are written, pixels; it bounds the memory that coding takes."""
 
 

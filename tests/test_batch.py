@@ -191,7 +191,12 @@ def test_the_command_line_sums_up(encode, album, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [([], "needs another"), (["-"], "needs another"), (["out", "--no-overwrite"], "single files")],
+    [
+        ([], "needs another"),
+        (["-"], "needs another"),
+        (["out", "--no-overwrite"], "single files"),
+        (["out", "--bpp", "1"], "at a quality"),
+    ],
 )
 def test_folders_go_to_folders(options, message, encode, album, capsys):
     assert main(["encode", str(album), *options, "-m", encode.model]) == 1

@@ -95,6 +95,15 @@ def test_metadata_can_be_given_and_dropped(model):
     assert image.info == before
 
 
+def test_effort_reaches_the_encoder(model):
+    written = []
+    for options in ({}, {"effort": 1}, {"effort": 2}):
+        stream = io.BytesIO()
+        picture("RGB").save(stream, "BQ", model=model, **options)
+        written.append(stream.getvalue())
+    assert written[0] == written[1] != written[2]
+
+
 def test_quality_is_what_costs(model):
     sizes = []
     for quality in (10, 75, 100):
@@ -109,6 +118,7 @@ def test_quality_is_what_costs(model):
     [
         (Image.new("I;16", (8, 8)), {}, OSError),
         (Image.new("RGB", (8, 8)), {"quality": 101}, ValueError),
+        (Image.new("RGB", (8, 8)), {"effort": 0}, ValueError),
         (Image.new("RGB", (8, 8)), {"model": "nonsense"}, ValueError),
     ],
 )

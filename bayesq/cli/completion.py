@@ -91,7 +91,10 @@ def bash(commands: list[Command]) -> str:
     return _BASH.format(
         paths="|".join(f'"{path}"' for path in key.values() if path),
         values="\n".join(
-            case("|".join(f'"{key[c.path]}|{name}"' for name in o.option_strings), [str(word) for word in o.choices])
+            case(
+                "|".join(f'"{key[c.path]}|{name}"' for name in o.option_strings),
+                [str(word) for word in o.choices or ()],
+            )
             for c in commands
             for o in c.choices
         ),

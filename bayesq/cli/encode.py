@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
     if folders.is_folder(args):
         from bayesq.batch import Encode
 
-        if targets or args.effort > 1:
-            raise BayesqError("folders are coded at a quality and at effort 1")
-        return folders.run(args, Encode(args.quality, args.model))
+        if targets:
+            raise BayesqError("folders are coded at a quality")
+        return folders.run(args, Encode(args.quality, args.model, args.effort))
 
     start = time.perf_counter()
     output = args.output or common.beside(args.input, ".bq")
