@@ -1,6 +1,7 @@
 """Integer layers: exact, whatever the order, the threads and the precision, and trainable."""
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -111,6 +112,18 @@ def test_exact_arithmetic_restores_what_was_set():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "medium"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_exact_arithmetic_holds_until_the_last_thread_leaves_it():
+    with medium_precision():
+        first, second = exact_arithmetic(), exact_arithmetic()
+        first.__enter__()
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(second.__enter__).result()
+            first.__exit__(None, None, None)
+            assert torch.get_float32_matmul_precision() == "highest"
+            thread.submit(second.__exit__, None, None, None).result()
+        assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.parametrize("size", [1, 3])

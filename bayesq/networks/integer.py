@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
@@ -34,16 +35,34 @@ MULTIPLIER_MAX = 2**27
 BIAS_MAX = 2**31 - 1
 
 
+class _FullPrecision:
+    """Sets torch's global precision of matrix products for as long as any thread is inside."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, "highest"
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("highest")
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.set_float32_matmul_precision(self.before)
+
+
+_full_precision = _FullPrecision()
+
+
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """Full float32 matrix products within the block, whatever precision is set globally; no autocast."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _full_precision, torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Tensor, low: int, high: int) -> Tensor:
