@@ -58,7 +58,7 @@ class Settings:
     steps: int = 20_000
     batch: int = 8
     crop: int = 128
-    rate: float = 8e-4
+    rate: float = 6e-4
     warmup: int = 250
     decay: float = 0.3
     clip: float = 2.0
