@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 PANEL, GAP, TITLE, BAR = 2.56, 0.1, 0.28, 0.35
 """Inches: width of a picture, space around pictures, space for a title above and for a colour bar beside."""
 
+GREY = "#b4b4b4"
+SHADES = ["#2b2b2b", "#7a5195", "#2f7f8f", "#a05a2c", "#3b6fb6", "#5b8c3a", "#b8860b", "#c06090"]
+RATES = [a * 10.0**b for b in range(-3, 2) for a in (1, 2, 3, 5, 7)]
+"""Colours of curves, and the bits per pixel that are marked below them."""
+
 Panel = tuple[str, "Tensor"]
 """A title and a picture (1, 3, H, W) in [0, 1], or a map (1, 1, H, W) of deviations in image units."""
 
@@ -87,48 +92,61 @@ def _show_map(axes: Axes, bar_axes: Axes, deviation: Tensor) -> None:
 
 
 def plot_rate_distortion(curve: Curve, measured: Sequence[Curve], published: Sequence[Curve], title: str) -> Figure:
-    """Draws PSNR over bits per pixel: ``curve`` in front, then curves of the same run, then published ones."""
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    right = 1.05 * curve.bpp.max()
-    shades = ["#2b2b2b", "#7a5195", "#2f7f8f", "#a05a2c"]
-    styles: list[tuple[Curve, dict[str, Any]]] = [(one, {"color": "#b4b4b4", "linewidth": 0.9}) for one in published]
+    """Draws PSNR over bits per pixel: ``curve`` in front, then curves of the same run, then published ones.
+
+    The rate is on a logarithmic scale, where curves are nearly straight. Those that end early are led on to their names
+    at the right by dotted lines.
+    """
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    axes = figure.add_subplot(xscale="log")
+    left, right = 0.9 * curve.bpp.min(), 1.05 * curve.bpp.max()
+    styles: list[tuple[Curve, dict[str, Any]]] = [(one, {"color": GREY, "linewidth": 0.8}) for one in published]
     styles += [
-        (one, {"color": shades[i % len(shades)], "linewidth": 1.3, "marker": "o", "markersize": 2.5})
+        (one, {"color": SHADES[i % len(SHADES)], "linewidth": 1.3, "marker": "o", "markersize": 2.5})
         for i, one in enumerate(measured)
     ]
-    styles.append((curve, {"color": "#d1495b", "linewidth": 2.2, "marker": "o", "markersize": 4}))
+    styles.append((curve, {"color": "#d1495b", "linewidth": 2.4, "marker": "o", "markersize": 4}))
     ends = []
     for one, style in styles:
         order = np.argsort(one.bpp)
-        bpp, psnr = one.bpp[order], one.psnr[order]
-        axes.plot(bpp, psnr, **style)
-        x = min(bpp[-1], right)
-        ends.append((float(x), float(np.interp(x, bpp, psnr)), one.name, style["color"]))
-    inside = np.concatenate([one.psnr[one.bpp <= right] for one, _ in styles])
-    bottom, top = inside.min() - 0.5, max(end[1] for end in ends) + 0.7
-    axes.set(xlim=(0, right), ylim=(bottom, top), xlabel="bits per pixel", ylabel="PSNR, dB")
-    _label_ends(axes, ends, right, gap=(top - bottom) / 34)
+        log_rate, psnr = np.log(one.bpp[order]), one.psnr[order]
+        axes.plot(one.bpp[order], psnr, **style)
+        beyond = np.log(right) - log_rate[-1]
+        if beyond > 0:
+            slope = (psnr[-1] - psnr[-2]) / (log_rate[-1] - log_rate[-2]) if len(psnr) > 1 else 0.0
+            end = float(psnr[-1] + slope * beyond)
+            axes.plot([one.bpp.max(), right], [psnr[-1], end], color=style["color"], linewidth=0.9, linestyle=":")
+        else:
+            end = float(np.interp(np.log(right), log_rate, psnr))
+        ends.append((end, one.name, style["color"]))
+    inside = np.concatenate([one.psnr[(one.bpp >= left) & (one.bpp <= right)] for one, _ in styles])
+    bottom, top = inside.min() - 0.5, max(end for end, _, _ in ends) + 0.5
+    axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="bits per pixel", ylabel="PSNR, dB")
+    axes.set_xticks([rate for rate in RATES if left <= rate <= right], minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    _label_ends(axes, sorted(ends), right, (bottom, top))
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(color="#ececec")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]], right: float, gap: float) -> None:
-    """Names each curve in the right margin, at the height of its end, the names at least ``gap`` apart."""
-    ends = sorted(ends, key=lambda end: end[1])
-    heights = [end[1] for end in ends]
-    for _ in range(200):
+def _label_ends(axes: Axes, ends: list[tuple[float, str, str]], right: float, span: tuple[float, float]) -> None:
+    """Names curves in the right margin near the height of their ends, which rise, without overlap."""
+    bottom, top = span
+    gap = (top - bottom) / max(36, len(ends))
+    heights = [end for end, _, _ in ends]
+    for _ in range(500):
         for i in range(len(heights) - 1):
             push = (gap - (heights[i + 1] - heights[i])) / 2
             if push > 0:
                 heights[i] -= push
                 heights[i + 1] += push
-    for (x, y, name, color), height in zip(ends, heights, strict=True):
-        dark = "#707070" if color == "#b4b4b4" else color
-        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "linestyle": ":"}
+        heights[0], heights[-1] = max(heights[0], bottom), min(heights[-1], top)
+    for (y, name, color), height in zip(ends, heights, strict=True):
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkB": 0}
         axes.annotate(
-            name, (x, y), (1.03 * right, height), color=dark, fontsize=8, va="center", annotation_clip=False,
-            arrowprops=line,
+            name, (right, y), (1.06 * right, height), color="#707070" if color == GREY else color, fontsize=8,
+            va="center", annotation_clip=False, arrowprops=line,
         )  # fmt: skip

@@ -61,12 +61,18 @@ def test_sheet_takes_rows_of_any_length():
 
 
 def test_rate_distortion_names_every_curve():
-    def line(name, offset):
-        return Curve(name, "", {"bpp": [0.2, 0.5, 1.0], "psnr-rgb": [offset + 28.0, offset + 31.0, offset + 34.0]})
+    def line(name, offset, last=1.0):
+        return Curve(name, "", {"bpp": [0.2, 0.5, last], "psnr-rgb": [offset + 28.0, offset + 31.0, offset + 34.0]})
 
-    axes = drawn(plot_rate_distortion(line("ours", 2), [line("jpeg", 0)], [line("vtm", 3)], "title")).axes[0]
-    assert {text.get_text() for text in axes.texts} == {"ours", "jpeg", "vtm"}
-    assert (len(axes.lines), axes.get_title("left")) == (3, "title")
+    rivals, published = [line("jpeg", 0), line("webp", 0.01)], [line("vtm", 3), line("short", 4, 0.7)]
+    axes = drawn(plot_rate_distortion(line("ours", 2), rivals, published, "title")).axes[0]
+    heights = {text.get_text(): text.xyann[1] for text in axes.texts}
+    assert sorted(heights, key=heights.__getitem__) == ["jpeg", "webp", "ours", "vtm", "short"]
+    assert heights["webp"] - heights["jpeg"] > 0.2
+    bottom, top = axes.get_ylim()
+    assert all(bottom <= height <= top for height in heights.values())
+    solid = [line for line in axes.lines if line.get_linestyle() == "-"]
+    assert (len(solid), axes.get_title("left")) == (5, "title")
 
 
 def test_a_drawn_map_is_dark_where_it_is_zero():

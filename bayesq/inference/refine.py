@@ -33,7 +33,7 @@ from bayesq.quantizers import Quantizer
 
 FIRST_STEPS = 5
 """Steps at effort 2; every further effort doubles them."""
-RATE = 0.02
+RATE = 0.025
 """Learning rate at the start, in units of the latents' step."""
 TEMPERATURES = 0.5, 0.2
 """Of the soft rounding, at the start and at the end."""
