@@ -131,10 +131,10 @@ class Deadly:
 
 
 def test_processes_do_the_same(encode, album, tmp_path):
-    alone = {o.target.name: o.bytes for o in encode_all(encode, album, tmp_path / "alone")}
+    alone = {o.source: o.bytes for o in encode_all(encode, album, tmp_path / "alone")}
     outcomes = list(run(encode, plan(encode, album, tmp_path / "many"), workers=2))
     assert all(o.error is None for o in outcomes)
-    assert {o.target.name: o.bytes for o in outcomes} == alone
+    assert {o.source: o.bytes for o in outcomes} == alone
 
 
 def test_only_a_file_that_kills_its_process_by_itself_fails(album, tmp_path):
@@ -146,10 +146,10 @@ def test_only_a_file_that_kills_its_process_by_itself_fails(album, tmp_path):
 
 def test_a_cluster_does_the_same(encode, album, tmp_path):
     (album / "b.jpg").write_bytes(b"no picture at all")
-    alone = {o.target.name: (o.bytes, o.error) for o in encode_all(encode, album, tmp_path / "alone")}
+    alone = {o.source: (o.bytes, o.error) for o in encode_all(encode, album, tmp_path / "alone")}
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         pairs = plan(encode, album, tmp_path / "many")
-        many = {o.target.name: (o.bytes, o.error) for o in run(encode, pairs, scheduler=cluster.scheduler_address)}
+        many = {o.source: (o.bytes, o.error) for o in run(encode, pairs, scheduler=cluster.scheduler_address)}
         again = list(run(encode, pairs, scheduler=cluster.scheduler_address))
     assert many == alone
     assert sorted(o.target.name for o in again if not o.skipped) == ["b.bq"]
