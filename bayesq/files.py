@@ -110,7 +110,7 @@ def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1
         image: a picture with 8 bits a sample; palettes and CMYK are coded as RGB.
         codec: the model.
         quality: 0 (smallest) to 100 (best).
-        effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 5, 10, 20 … 640 steps that take
+        effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 4, 8, 16 … 512 steps that take
             about twice as long each.
         progress: show a progress bar on stderr where that takes long.
 

@@ -31,7 +31,7 @@ from bayesq.networks.rate import rate_weight
 from bayesq.prior import drive, quantize
 from bayesq.quantizers import Quantizer
 
-FIRST_STEPS = 5
+FIRST_STEPS = 4
 """Steps at effort 2; every further effort doubles them."""
 RATE = 0.025
 """Learning rate at the start, in units of the latents' step."""
@@ -42,7 +42,7 @@ CONCENTRATION = 4.0
 
 
 def steps_of(effort: int) -> int:
-    """Steps of the search at an effort of 1 to 9: 0, then 5, 10, 20 … 640. Raises ModelError for others."""
+    """Steps of the search at an effort of 1 to 9: 0, then 4, 8, 16 … 512. Raises ModelError for others."""
     if effort not in range(1, 10):
         raise ModelError(f"the effort must be 1 to 9, not {effort}")
     return FIRST_STEPS * 2 ** (effort - 2) if effort > 1 else 0
