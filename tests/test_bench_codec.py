@@ -108,6 +108,14 @@ def test_a_format_that_is_not_installed_says_so(folder, monkeypatch):
         JpegXL().encode(image, 50)
 
 
+@pytest.mark.parametrize("form", [DCT, RIVALS["webp"]], ids=lambda form: form.name)
+def test_metadata_does_not_count(form, folder, tmp_path):
+    with Image.open(folder / "a.png") as image:
+        image.save(tmp_path / "a.png", icc_profile=b"profile" * 1000)
+    curves = [codec.measure(form, bench.pictures(each, 1), [50]) for each in (folder, tmp_path)]
+    assert curves[0].results["bpp"] == curves[1].results["bpp"]
+
+
 def test_small_pictures_have_no_ms_ssim(tmp_path):
     Image.effect_noise((64, 48), 50).save(tmp_path / "noise.png")
     curve = codec.measure(DCT, bench.pictures(tmp_path), [50, 90])

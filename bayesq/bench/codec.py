@@ -31,7 +31,7 @@ def measure(
 
     Args:
         form: the format.
-        paths: picture files; read as RGB.
+        paths: picture files; read as RGB, without their metadata, which only some formats would keep.
         qualities: the format's own ones where None.
         progress: show a bar on standard error where it is a terminal.
 
@@ -45,6 +45,7 @@ def measure(
         for i, path in enumerate(paths):
             with Image.open(path) as file:
                 image = file.convert("RGB")
+            image.info.clear()
             for j, quality in enumerate(qualities):
                 values[i, j] = _once(form, image, quality)
                 bar.update()
