@@ -18,6 +18,10 @@ class Quantizer(Protocol):
         """Integer code (int32) whose cell holds ``value``."""
         ...
 
+    def value(self, index: Tensor) -> Tensor:
+        """What each code is decoded to."""
+        ...
+
     def cell(self, index: Tensor) -> Cell:
         """The cell of each code: all that is coded as it, up to ties."""
         ...
@@ -74,8 +78,11 @@ class Lattice:
     def index(self, value: Tensor) -> Tensor:
         return torch.round((value - self.offset) / self.step).to(torch.int32)
 
+    def value(self, index: Tensor) -> Tensor:
+        return index * self.step + self.offset
+
     def cell(self, index: Tensor) -> Cell:
-        centre = index * self.step + self.offset
+        centre = self.value(index)
         return Cell(centre, torch.as_tensor(self.step, dtype=centre.dtype, device=centre.device).expand_as(centre))
 
     def straight_through(self, value: Tensor) -> Tensor:
@@ -107,13 +114,16 @@ class Levels:
     def index(self, value: Tensor) -> Tensor:
         return torch.bucketize(value, self._boundaries[1:-1]).to(torch.int32)
 
+    def value(self, index: Tensor) -> Tensor:
+        return self.levels[index.long()]
+
     def cell(self, index: Tensor) -> Cell:
         boundaries, index = self._boundaries, index.long()
         lower, upper = boundaries[index], boundaries[index + 1]
         return Cell((lower + upper) / 2, upper - lower)
 
     def straight_through(self, value: Tensor) -> Tensor:
-        return StraightThrough.apply(self.levels[self.index(value.detach()).long()], value)
+        return StraightThrough.apply(self.value(self.index(value.detach())), value)
 
     def dither(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         width = self.cell(self.index(value.detach())).width
