@@ -1,0 +1,1 @@
+"""Quantised networks: number formats, ranges, shapes, reconstruction and allocation, put together by recipes."""
