@@ -3,11 +3,30 @@ import math
 import numpy as np
 import pytest
 import torch
-from deepinv.physics import Denoising, GaussianNoise, LinearPhysics, PoissonNoise, UniformNoise, ZeroNoise
+from deepinv.physics import (
+    Denoising,
+    GaussianNoise,
+    LinearPhysics,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    UniformNoise,
+    ZeroNoise,
+)
 
 from bayesq import operators
 from bayesq.errors import OperatorError
-from bayesq.likelihoods import RATE_FLOOR, SIGMA_FLOOR, Gaussian, Poisson, from_physics
+from bayesq.likelihoods import (
+    RATE_FLOOR,
+    SIGMA_FLOOR,
+    Cells,
+    Gaussian,
+    Impulse,
+    Mixture,
+    Poisson,
+    PoissonGaussian,
+    UnknownGaussian,
+    from_physics,
+)
 
 SIZE = (12, 16)
 PHYSICS = {
@@ -103,6 +122,156 @@ def test_blanked_pixels_say_nothing(name, generator):
         )
 
 
+GAUSS, POISSON = Denoising(GaussianNoise(0.1)), Denoising(PoissonNoise(0.05))
+INDEPENDENT = {
+    "gaussian": Gaussian(GAUSS, 0.1),
+    "poisson": Poisson(POISSON, 0.05),
+    "few photons": PoissonGaussian(GAUSS, 0.3, 0.02),
+    "many photons": PoissonGaussian(GAUSS, 0.01, 0.1),
+    "photons of no account": PoissonGaussian(GAUSS, 1e-5, 0.05),
+    "two gaussians": Mixture(GAUSS, [Gaussian(GAUSS, 0.03), Gaussian(GAUSS, 0.3)], [0.8, 0.2]),
+    "impulses": Mixture(GAUSS, [Gaussian(GAUSS, 0.05), Impulse(GAUSS)], [0.9, 0.1]),
+    "rounding": Cells(GAUSS, 0.15, 0.02),
+    "coarse rounding": Cells(GAUSS, 0.5, 0.1),
+}
+
+
+def support(name):
+    """Values that y may take, and the weight of each in a sum over all of them."""
+    if name == "poisson":
+        return 0.05 * torch.arange(200.0), 1.0
+    if name.endswith("rounding"):
+        step = float(INDEPENDENT[name].step)
+        return 0.03 + step * torch.arange(-30.0, 30), 1.0
+    y = torch.linspace(-2, 4, 24001, dtype=torch.float64)
+    return y, 6 / 24000
+
+
+@pytest.mark.parametrize("value", [0.02, 0.4, 0.9])
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_mass_is_one_and_the_score_vanishes_on_average(name, value):
+    """∫ p(y | x) dy = 1 for every x, hence E[d/dx log p(y | x)] = 0."""
+    y, weight = support(name)
+    x = torch.full_like(y, value).requires_grad_()
+    log_p = INDEPENDENT[name].terms(y, x)
+    (score,) = torch.autograd.grad(log_p.sum(), x)
+    p = log_p.detach().exp().double() * weight
+    assert float(p.sum()) == pytest.approx(1, abs=1e-3)
+    deviation = float((p * score.square()).sum().sqrt())
+    assert float((p * score).sum()) == pytest.approx(0, abs=2e-3 * deviation)
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_gradients_are_finite_and_match_differences(name):
+    y, _ = support(name)
+    y = y[:: len(y) // 20].float()
+    for value in (-0.1, 0.0, 1e-4, 0.5, 1.1):
+        x = torch.full_like(y, value).requires_grad_()
+        (score,) = torch.autograd.grad(INDEPENDENT[name].terms(y, x).sum(), x)
+        assert score.isfinite().all()
+    x = torch.full_like(y, 0.5, dtype=torch.float64).requires_grad_()
+    terms = INDEPENDENT[name].terms
+    (score,) = torch.autograd.grad(terms(y.double(), x).sum(), x)
+    with torch.no_grad():
+        difference = (terms(y.double(), x + 1e-5) - terms(y.double(), x - 1e-5)) / 2e-5
+    torch.testing.assert_close(score, difference, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_pictures_of_a_batch_are_on_their_own(name, generator):
+    x = torch.rand(3, 3, 4, 5, generator=generator)
+    y = torch.round(torch.rand(3, 3, 4, 5, generator=generator) * 20) / 20
+    together = INDEPENDENT[name].log_prob(y, x)
+    one_by_one = torch.cat([INDEPENDENT[name].log_prob(a[None], b[None]) for a, b in zip(y, x, strict=True)])
+    torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-4)
+    assert INDEPENDENT[name].num_observed(y) == 60
+
+
+def test_a_map_of_noise_levels_is_the_law_of_each_pixel(generator):
+    y, x = torch.rand(2, 2, 3, *SIZE, generator=generator)
+    level = 0.05 + torch.rand(1, 1, *SIZE, generator=generator)
+    expected = torch.distributions.Normal(x, level).log_prob(y).sum((1, 2, 3))
+    torch.testing.assert_close(Gaussian(PHYSICS["denoise"], level).log_prob(y, x), expected)
+    level = level.expand(2, 3, -1, -1)
+    torch.testing.assert_close(Gaussian(PHYSICS["denoise"], level).log_prob(y, x), expected)
+
+
+def test_poisson_gaussian_tends_to_its_parts(generator):
+    x = 0.2 + 0.6 * torch.rand(1, 3, 8, 8, generator=generator)
+    y = x + 0.05 * torch.randn(x.shape, generator=generator)
+    mixed = PoissonGaussian(GAUSS, 1e-6, 0.05).log_prob(y, x)
+    torch.testing.assert_close(mixed, Gaussian(GAUSS, 0.05).log_prob(y, x), rtol=1e-3, atol=0.05)
+    mixed = PoissonGaussian(GAUSS, 2e-3, 0.05).log_prob(y, x)
+    torch.testing.assert_close(mixed, Gaussian(GAUSS, (0.05**2 + 2e-3 * x).sqrt()).log_prob(y, x), rtol=1e-2, atol=1)
+    counts = torch.poisson(x / 0.2, generator=generator)
+    sharp = PoissonGaussian(GAUSS, 0.2, 4e-3).log_prob(0.2 * counts, x)
+    peaks = x.numel() * math.log(4e-3 * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(sharp + peaks, Poisson(GAUSS, 0.2).log_prob(0.2 * counts, x), rtol=1e-4, atol=1e-2)
+
+
+def test_cells_tend_to_indicators_and_to_densities():
+    y, x = torch.tensor([0.0, 0.3, -0.3]), torch.zeros(3)
+    assert Cells(GAUSS, 0.3, 1e-4).terms(y, x).exp().tolist() == pytest.approx([1, 0, 0], abs=1e-6)
+    fine = Cells(GAUSS, 1e-3, 0.1).terms(y, x) - math.log(1e-3)
+    torch.testing.assert_close(fine, Gaussian(GAUSS, 0.1).terms(y, x), rtol=1e-3, atol=1e-3)
+
+
+def test_responsibilities_find_the_outliers(generator):
+    x = torch.rand(1, 3, *SIZE, generator=generator)
+    hit = torch.rand(x.shape, generator=generator) < 0.1
+    noisy = (x + 0.02 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    y = torch.where(hit, torch.rand(x.shape, generator=generator), noisy)
+    law = Mixture(GAUSS, [Gaussian(GAUSS, 0.02), Impulse(GAUSS)], [0.9, 0.1])
+    found = law.responsibilities(y, x)
+    torch.testing.assert_close(found.sum(0), torch.ones_like(y))
+    assert ((found[1] > 0.5) == hit).float().mean() > 0.97
+
+
+class TestUnknownGaussian:
+    SMALL = Denoising(GaussianNoise(0.1))
+
+    def test_is_the_mixture_of_gaussians_over_the_prior(self, generator):
+        """The integral over σ², and the ratio that Bayes' rule gives at any σ²."""
+        law = UnknownGaussian(self.SMALL, 3.0, 0.05)
+        y, x = torch.rand(2, 2, 3, 2, 2, generator=generator)
+        marginal = law.log_prob(y, x)
+        prior = torch.distributions.InverseGamma(torch.tensor(3.0), torch.tensor(0.05))
+        grid = torch.logspace(-4, 2, 4000)
+        joint = _white(y, x, grid.sqrt()[:, None]) + prior.log_prob(grid)[:, None]
+        torch.testing.assert_close(torch.trapezoid(joint.exp(), grid, dim=0).log(), marginal, rtol=0, atol=1e-3)
+        for variance in (0.01, 0.1):
+            bayes = _white(y, x, variance**0.5) + prior.log_prob(torch.tensor(variance))
+            posterior = law.variance(y, x).log_prob(torch.tensor(variance))
+            torch.testing.assert_close(bayes - posterior, marginal, rtol=1e-4, atol=1e-4)
+
+    def test_finds_the_level_and_nears_the_gaussian(self, generator):
+        x = torch.rand(2, 3, 64, 64, generator=generator)
+        y = x + torch.tensor([0.05, 0.2]).view(2, 1, 1, 1) * torch.randn(x.shape, generator=generator)
+        law = UnknownGaussian(self.SMALL)
+        draws = law.sigma(y, x.expand(50, *x.shape), generator)
+        assert draws.shape == (50, 2)
+        torch.testing.assert_close(draws.mean(0), torch.tensor([0.05, 0.2]), rtol=0.03, atol=0)
+        torch.testing.assert_close(
+            draws.std(0) / draws.mean(0), torch.full((2,), (2 * 3 * 64**2) ** -0.5), rtol=0.4, atol=0
+        )
+        best = torch.stack([Gaussian(self.SMALL, s).log_prob(y, x) for s in (0.05, 0.2)]).amax(0)
+        assert (law.log_prob(y, x) < best).all() and (law.log_prob(y, x) > best - 20).all()
+
+    def test_score_vanishes_on_average(self, generator):
+        law = UnknownGaussian(self.SMALL, 4.0, 0.1)
+        x = torch.full((20000, 1, 2, 2), 0.5, requires_grad=True)
+        sigma = (0.1 / torch._standard_gamma(torch.full((20000, 1, 1, 1), 4.0), generator=generator)).sqrt()
+        y = x.detach() + sigma * torch.randn(x.shape, generator=generator)
+        (score,) = torch.autograd.grad(law.log_prob(y, x).sum(), x)
+        assert score.isfinite().all() and (score.mean(0) / score.std(0)).abs().max() < 4 / math.sqrt(20000)
+
+
+def _white(y, x, sigma):
+    sigma = torch.as_tensor(sigma)
+    energy = (y - x).square().sum((1, 2, 3))
+    return -energy / (2 * sigma**2) - y[0].numel() * torch.log(sigma * math.sqrt(2 * math.pi))
+
+
 def test_the_noise_of_the_operator_is_the_likelihood(generator):
     physics = operators.denoise(SIZE, "25/255")
     y, x = pair(physics, generator)
@@ -110,6 +279,13 @@ def test_the_noise_of_the_operator_is_the_likelihood(generator):
     physics = Denoising(PoissonNoise(gain=0.1, normalize=False))
     y, x = pair(physics, generator)
     torch.testing.assert_close(from_physics(physics).log_prob(y, x), Poisson(physics, 0.1, False).log_prob(y, x))
+    physics = Denoising(PoissonGaussianNoise(0.1, 0.05))
+    y, x = pair(physics, generator)
+    torch.testing.assert_close(from_physics(physics).log_prob(y, x), PoissonGaussian(physics, 0.1, 0.05).log_prob(y, x))
+    physics = Denoising(operators.Rounding(0.1, 0.03, 0.02))
+    y, x = pair(physics, generator)
+    assert ((y - 0.03) / 0.1 % 1).sub(0.5).abs().min() > 0.499
+    torch.testing.assert_close(from_physics(physics).log_prob(y, x), Cells(physics, 0.1, 0.02).log_prob(y, x))
 
 
 def test_noiseless_gaussian_has_the_documented_floor(generator):
@@ -132,3 +308,15 @@ def test_bad_levels_are_refused(level):
     for family in (Gaussian, Poisson):
         with pytest.raises(OperatorError, match=r"^[^\n]+$"):
             family(Denoising(GaussianNoise(0.1)), level)
+    for build in [
+        lambda: Gaussian(GAUSS, torch.tensor([0.1, level])),
+        lambda: PoissonGaussian(GAUSS, level, 0.1),
+        lambda: PoissonGaussian(GAUSS, 0.1, level),
+        lambda: UnknownGaussian(GAUSS, scale=level),
+        lambda: Cells(GAUSS, level, 0.1),
+        lambda: Impulse(GAUSS, 0.0, level),
+        lambda: Mixture(GAUSS, [Gaussian(GAUSS, 0.1)], [level]),
+        lambda: Mixture(GAUSS, [Gaussian(GAUSS, 0.1)], [0.5, 0.5]),
+    ]:
+        with pytest.raises(OperatorError, match=r"^[^\n]+$"):
+            build()

@@ -12,6 +12,8 @@ SUMMARIES = {
     "deblur": "blur, and noise",
     "superres": "reduced size, and noise",
     "inpaint": "missing pixels, and noise",
+    "demosaic": "a Bayer sensor, which sees one colour a pixel, and noise",
+    "colorize": "no colours, and noise",
 }
 
 
@@ -55,4 +57,4 @@ def physics(args: argparse.Namespace, size: tuple[int, int], sigma: float | str)
     from bayesq.operators import TASKS
 
     setting = [getattr(args, name) for name in ("kernel", "scale", "mask") if name in args]
-    return TASKS[args.task].build(*setting, size, sigma)
+    return TASKS[args.task](*setting, size, sigma)

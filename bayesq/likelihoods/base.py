@@ -1,0 +1,98 @@
+"""What likelihoods share: their protocol, and the base of those of which the values are independent."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from bayesq.errors import OperatorError
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+SIGMA_FLOOR = 4e-3
+"""Standard deviation assumed of a noiseless measurement: about one 8-bit level, the value of VBLE (Biquard et al.)."""
+
+
+class Likelihood(Protocol):
+    """The law of a measurement given the picture."""
+
+    def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
+        """Computes log p(y | x), of shape (B,), for measurements y and pictures x (B, 3, H, W)."""
+        ...
+
+    def num_observed(self, y: Tensor) -> int:
+        """Counts the values of y, a picture, that carry information."""
+        ...
+
+
+class Independent(ABC):
+    """A law under which the values of y are independent, each given its noiseless value in A x.
+
+    Args:
+        physics: any deepinv operator; the blanked pixels of an inpainting problem do not count.
+    """
+
+    def __init__(self, physics: Physics):
+        self.physics = physics
+        self.observed = observed(physics)
+
+    @abstractmethod
+    def terms(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Computes log p(yᵢ | (A x)ᵢ) of each value, nats, in the shape of y."""
+
+    def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
+        """Computes log p(y | x), the sum over the observed values; shape (B,)."""
+        return total(self.observed, self.terms(y, self.physics.A(x)))
+
+    def num_observed(self, y: Tensor) -> int:
+        return count(self.observed, y)
+
+
+def observed(physics: Physics) -> Tensor:
+    """Returns the mask of an inpainting operator, broadcastable to y, or 1: other operators observe all of y."""
+    from deepinv.physics import Inpainting
+
+    return (physics.mask != 0).float() if isinstance(physics, Inpainting) else torch.ones(())
+
+
+def total(mask: Tensor, terms: Tensor) -> Tensor:
+    """Sums the terms (B, ...) where the mask is 1; shape (B,)."""
+    return torch.where(mask.to(terms) > 0, terms, 0).flatten(1).sum(1)
+
+
+def count(mask: Tensor, y: Tensor) -> int:
+    """Counts the values of one picture of y where the mask is 1."""
+    return int(mask.expand(1, *y.shape[1:]).sum())
+
+
+def parameter(value: float | Tensor, what: str, zero: bool = False) -> Tensor:
+    """A positive parameter as float32.
+
+    Args:
+        value: a number, a tensor of one for each picture, or a map that broadcasts to the measurement.
+        what: its name, for the message.
+        zero: whether zero is allowed.
+
+    Raises:
+        OperatorError: a value is not finite, or below zero, or zero where that is not allowed.
+    """
+    tensor = torch.as_tensor(value, dtype=torch.float32)
+    if not bool((tensor.isfinite() & ((tensor >= 0) if zero else (tensor > 0))).all()):
+        limit = "not negative" if zero else "positive"
+        shown = value if tensor.ndim == 0 else f"a tensor with {float(tensor.min()):g} to {float(tensor.max()):g}"
+        raise OperatorError(f"{what} must be finite and {limit}: {shown}")
+    return tensor
+
+
+def spread(value: Tensor, y: Tensor) -> Tensor:
+    """A parameter in a shape that broadcasts to y: one for each picture gets trailing dimensions, maps stay."""
+    value = value.to(y)
+    return value.reshape(-1, *[1] * (y.ndim - 1)) if value.ndim == 1 else value
+
+
+LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)

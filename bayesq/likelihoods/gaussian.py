@@ -1,0 +1,99 @@
+"""Gaussian noise: of a known level, of a level for each pixel, and of a level that inference finds out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributions import InverseGamma
+
+from bayesq.likelihoods.base import LOG_ROOT_2PI, SIGMA_FLOOR, Independent, count, observed, parameter, spread, total
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+
+class Gaussian(Independent):
+    """Independent Gaussian noise: y = A x + n, n ~ N(0, diag σ²).
+
+    Args:
+        physics: any deepinv operator.
+        sigma: standard deviation in image units: one for all, (B,) one for each picture, or a map that broadcasts to y
+            (1 or B, 1 or C, h, w), one for each value. Raised to ``SIGMA_FLOOR`` where below, since a noiseless
+            measurement has no density (and 8-bit pictures are never noiseless).
+
+    Raises:
+        OperatorError: sigma is negative or not finite.
+    """
+
+    def __init__(self, physics: Physics, sigma: float | Tensor):
+        super().__init__(physics)
+        self.sigma = parameter(sigma, "the noise level", zero=True).clamp_min(SIGMA_FLOOR)
+
+    def terms(self, y: Tensor, clean: Tensor) -> Tensor:
+        """Computes −(y − A x)² / 2σ² − log(σ √2π)."""
+        sigma = spread(self.sigma, y)
+        return -((y - clean) / sigma).square() / 2 - sigma.log() - LOG_ROOT_2PI
+
+
+class UnknownGaussian:
+    """White Gaussian noise of unknown level, which is integrated out: a Student law of all values at once.
+
+    With σ² ~ InverseGamma(shape, scale), conjugate to the Gaussian, the marginal density of n observed values is
+
+        log p(y | x) = log Γ(a + n/2) − log Γ(a) + a log b − n/2 log 2π − (a + n/2) log(b + ‖y − A x‖² / 2),
+
+    a and b being shape and scale, and p(σ² | x, y) = InverseGamma(a + n/2, b + ‖y − A x‖² / 2). One level a picture.
+
+    Args:
+        physics: any deepinv operator.
+        shape: a; the prior weighs as much as 2a observed values.
+        scale: b, in squared image units; the prior's mode of σ² is b / (a + 1).
+
+    Raises:
+        OperatorError: shape or scale is not positive and finite.
+    """
+
+    def __init__(self, physics: Physics, shape: float = 1.0, scale: float = 2 * (10 / 255) ** 2):
+        self.physics = physics
+        self.observed = observed(physics)
+        self.shape = float(parameter(shape, "the shape of the prior of the noise level"))
+        self.scale = float(parameter(scale, "the scale of the prior of the noise level"))
+
+    def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
+        """Computes the marginal density above, of shape (B,)."""
+        half = self.num_observed(y) / 2
+        a, b = self.shape, self.scale
+        constant = math.lgamma(a + half) - math.lgamma(a) + a * math.log(b) - half * math.log(2 * math.pi)
+        return constant - (a + half) * torch.log(b + self._energy(y, x))
+
+    def num_observed(self, y: Tensor) -> int:
+        return count(self.observed, y)
+
+    def variance(self, y: Tensor, x: Tensor) -> InverseGamma:
+        """The posterior of σ² given the picture too, p(σ² | x, y), of batch shape (B,)."""
+        energy = self._energy(y, x)
+        shape = torch.full_like(energy, self.shape + self.num_observed(y) / 2)
+        return InverseGamma(shape, self.scale + energy)
+
+    @torch.no_grad()
+    def sigma(self, y: Tensor, samples: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws σ from p(σ | y), one for each posterior sample of the picture.
+
+        Args:
+            y: the measurement of B pictures.
+            samples: draws of p(x | y), (n, B, 3, H, W), such as ``Restoration.samples``.
+            generator: source of randomness.
+
+        Returns:
+            Standard deviations in image units, (n, B).
+        """
+        scale = self.scale + torch.stack([self._energy(y, x) for x in samples])
+        shape = torch.full_like(scale, self.shape + self.num_observed(y) / 2)
+        return (scale / torch._standard_gamma(shape, generator=generator)).sqrt()
+
+    def _energy(self, y: Tensor, x: Tensor) -> Tensor:
+        """‖y − A x‖² / 2 over the observed values, (B,)."""
+        return total(self.observed, (y - self.physics.A(x)).square() / 2)

@@ -1,0 +1,76 @@
+"""Operators and noise that deepinv lacks, as deepinv's own are."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from deepinv.physics import LinearPhysics, NoiseModel
+from torch import Tensor
+
+from bayesq.likelihoods.base import parameter
+from bayesq.operators.parse import Size
+from bayesq.quantizers import Lattice
+
+SMOOTHING = 0.5 / 255
+"""Noise before the rounding of a coefficient, image units: what the rounding of an encoder's input amounts to."""
+
+
+class BicubicDownsampling(LinearPhysics):
+    """Anti-aliased bicubic reduction by an integer factor, the field's super-resolution operator.
+
+    The Keys kernel (a = -1/2) stretched by the factor, as in Pillow and in Matlab's ``imresize``: low-resolution pixel
+    i is centred on (i + 1/2) * factor - 1/2, and the weights are renormalised where the kernel leaves the picture, so
+    that no pixel beyond the border is invented. A remainder of H or W smaller than the factor is observed only
+    through the tails of the last kernels. (deepinv's own ``Downsampling`` is centred half a pixel off the origin
+    whatever the factor, and transforms its filter anew at each call.)
+
+    Args:
+        factor: the reduction, at least 1.
+        size: (H, W) of the picture sought.
+        noise_model: a deepinv noise model.
+    """
+
+    def __init__(self, factor: int, size: Size, noise_model: torch.nn.Module):
+        super().__init__(img_size=(3, *size), noise_model=noise_model)
+        self.factor = factor
+
+    def A(self, x: Tensor, **_: object) -> Tensor:
+        """Reduces (B, 3, H, W) to (B, 3, H // factor, W // factor)."""
+        return F.interpolate(x, scale_factor=1 / self.factor, mode="bicubic", antialias=True)
+
+
+class Rounding(NoiseModel):
+    """Rounding to a lattice, as a deepinv noise model: y is the lattice point nearest to A x + n, n ~ N(0, diag s²).
+
+    Args:
+        step: distance of the lattice's points, image units; broadcasts to the measurement.
+        offset: where one of its points lies.
+        smoothing: s, the noise before the rounding, image units; broadcasts to the measurement.
+        sigma: standard deviation of white noise that would do as much harm: a hint for choosing a prior. By default
+            that of an error uniform over a cell, step / √12, averaged over the values.
+        rng: source of randomness.
+
+    Raises:
+        OperatorError: a step or the smoothing is not positive and finite.
+    """
+
+    def __init__(
+        self,
+        step: float | Tensor,
+        offset: float | Tensor = 0.0,
+        smoothing: float | Tensor = SMOOTHING,
+        sigma: float | None = None,
+        rng: torch.Generator | None = None,
+    ):
+        super().__init__(rng=rng)
+        self.register_buffer("step", parameter(step, "the step of a rounded measurement"))
+        self.register_buffer("offset", torch.as_tensor(offset, dtype=torch.float32))
+        self.register_buffer("smoothing", parameter(smoothing, "the noise before rounding"))
+        hint = (self.step.square().mean() / 12).sqrt() if sigma is None else torch.tensor(float(sigma))
+        self.register_buffer("sigma", hint)
+
+    def forward(self, input: Tensor, **_: object) -> Tensor:
+        """Draws a rounded measurement."""
+        noise = torch.randn(input.shape, generator=self.rng, device=input.device, dtype=input.dtype)
+        lattice = Lattice(self.step, self.offset)
+        return lattice.cell(lattice.index(input + self.smoothing * noise)).centre
