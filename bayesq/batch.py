@@ -74,7 +74,7 @@ class Encode:
 
     def is_done(self, source: Path, target: Path) -> bool:
         it = files.describe(target.read_bytes())
-        return it.intact and it.level == level_of(self.quality) and it.model_id == zoo.sha256(self.model)[:16]
+        return it.intact and it.level == level_of(self.quality) and it.model_id == zoo.model_id(self.model)
 
     def write(self, source: Path, target: Path) -> None:
         atomic_write(target, files.encode(read_image(source), zoo.shared(self.model), self.quality, self.effort))

@@ -290,7 +290,13 @@ class Codec(nn.Module):
         return codec.eval().requires_grad_(False)
 
     def save(self, path: Path) -> bytes:
-        """Writes the exported codec as safetensors, atomically. Returns the SHA-256 of the file."""
+        """Writes the exported codec as safetensors, atomically. Returns the SHA-256 of the file.
+
+        A quantised codec that kept the id of the model it was made of (see ``bayesq.quantization``) tells it in the
+        file, as ``reads``.
+        """
+        from bayesq.quantization.layers import described
+
         codec = self.exported()
         state = {
             name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
@@ -298,6 +304,10 @@ class Codec(nn.Module):
         }
         state["tables.cdf"] = torch.from_numpy(codec.prior.tables.cdf)
         header = {"format": FORMAT, "architecture": json.dumps(asdict(self.architecture))}
+        if quantised := described(codec):
+            header["quantization"] = quantised
+            if any(codec.model_id):
+                header["reads"] = codec.model_id.hex()
         data = _ordered(safetensors_bytes(state, metadata=header))
         atomic_write(path, data)
         return hashlib.sha256(data).digest()
@@ -321,12 +331,17 @@ class Codec(nn.Module):
         try:
             codec = cls.build(Architecture.from_json(metadata["architecture"])).exported()
             codec.prior.tables = Tables(state.pop("tables.cdf").numpy())
+            if "quantization" in metadata:
+                from bayesq.quantization.layers import install
+
+                install(codec, metadata["quantization"], state)
             codec.load_state_dict(state)
+            reads = bytes.fromhex(metadata["reads"]) if "reads" in metadata else None
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 200)
             raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
         codec.prior.scales.check()
-        codec.name, codec.model_id = path.parent.name, hashlib.sha256(path.read_bytes()).digest()[:8]
+        codec.name, codec.model_id = path.parent.name, reads or hashlib.sha256(path.read_bytes()).digest()[:8]
         return codec
 
 

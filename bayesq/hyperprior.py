@@ -110,7 +110,8 @@ class Hyperprior(nn.Module):
         self.scales.export()
         if isinstance(self.hyper_index, HyperIndex):
             self.hyper_index = self.hyper_index.export()
-        self.tables = gaussian_tables(scale_of(torch.arange(SCALE_COUNT).double()).numpy(), TABLE_RADIUS)
+        if self.tables is None:  # those of a loaded model stay: another machine's may differ in a count
+            self.tables = gaussian_tables(scale_of(torch.arange(SCALE_COUNT).double()).numpy(), TABLE_RADIUS)
 
     def targets(self, z: Tensor, level: Tensor) -> list[Tensor]:
         return [self.analysis(z, level), *split(z)]

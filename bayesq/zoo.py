@@ -21,6 +21,7 @@ from bayesq.resources import models_dir
 if TYPE_CHECKING:
     from bayesq.codec import Codec
 
+HEAD_MAX = 2**24
 _loading = Lock()
 
 
@@ -30,7 +31,8 @@ class Entry:
 
     name: str
     id: str
-    """16 hexadecimal digits: the first 8 bytes of ``sha256``, as files name the model they need."""
+    """16 hexadecimal digits, as files name the model they need: the first 8 bytes of ``sha256``, or the id of the model
+    whose files a quantised one reads."""
     file: str
     """The weights, relative to the models folder, or an absolute path."""
     sha256: str
@@ -94,6 +96,15 @@ def sha256(name: str) -> str:
     return _own(Path(name)).sha256 if name.endswith(".safetensors") else _called(name).sha256
 
 
+def model_id(name: str) -> str:
+    """The id of a model as files name it, 16 hexadecimal digits; ``name`` as for ``load``. Needs no torch.
+
+    Raises:
+        ModelError: as ``sha256``.
+    """
+    return (_own(Path(name)) if name.endswith(".safetensors") else _called(name)).id
+
+
 @lru_cache(maxsize=4)
 def _loaded(name: str, _sha256: str) -> Codec:
     return load(name)
@@ -112,7 +123,17 @@ def _own(path: Path) -> Entry:
         digest = _digest(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise ModelError(f"{path}: no such weights file") from error
-    return Entry(path.parent.name, digest[:16], str(path), digest, str(path))
+    return Entry(path.parent.name, _reads(path) or digest[:16], str(path), digest, str(path))
+
+
+def _reads(path: Path) -> str | None:
+    """The id that a quantised model shares with the one it was made of, from the head of its weights file."""
+    try:
+        with open(path, "rb") as file:
+            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEAD_MAX)))
+        return bytes.fromhex(head["__metadata__"]["reads"]).hex()
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,8 @@ import bayesq
 from bayesq.cli import common
 from bayesq.errors import BayesqError
 
-COMMANDS = ["demo", "restore", "degrade", "encode", "decode", "info", "models", "train", "bench", "completion"]
+COMMANDS = ["demo", "restore", "degrade", "encode", "decode", "info"]
+COMMANDS += ["models", "train", "quantize", "bench", "completion"]
 
 
 def build_parser() -> argparse.ArgumentParser:

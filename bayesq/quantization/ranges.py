@@ -45,3 +45,7 @@ class LeastError:
             error = (error * importance if self.weighted else error).sum(1, keepdim=True)
             best, least = torch.where(error < least, share, best), torch.minimum(error, least)
         return best
+
+
+LEAST_HARM = LeastError(weighted=True)
+"""Least error weighted by the loss' sensitivity."""

@@ -98,9 +98,9 @@ class Affine(Format):
         def scaled(share: Tensor) -> Parameters:
             step = half(((high - low) * share / top).clamp_min(SCALE_MIN))
             if self.symmetric:
-                return {"step": step}
+                return {"scale": step}
             zero = torch.round(-low * share / step).clamp(0, top)
-            return {"step": step, "zero": zero.to(torch.uint8 if self.width <= 8 else torch.int32)}
+            return {"scale": step, "zero": zero.to(torch.uint8 if self.width <= 8 else torch.int32)}
 
         def quantised(share: Tensor) -> Tensor:
             return self.grid(scaled(share)).straight_through(rows)
@@ -108,6 +108,6 @@ class Affine(Format):
         return scaled(span(rows, importance_of(rows, importance), quantised))
 
     def grid(self, parameters: Parameters) -> ClippedLattice:
-        step = parameters["step"]
+        step = parameters["scale"]
         zero = parameters["zero"].float() if "zero" in parameters else torch.full_like(step, 2.0 ** (self.width - 1))
         return ClippedLattice(step, zero, self.width)

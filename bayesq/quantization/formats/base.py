@@ -72,6 +72,9 @@ class Format(ABC):
             weight: Any shape, output channels first.
             importance: Weights of the squared errors, of the same shape; all alike by default.
             span: How much of the weights' span is covered.
+
+        Returns:
+            Tensors by name; all that is decoded grows in proportion to the one called ``scale``.
         """
 
     @abstractmethod

@@ -88,15 +88,15 @@ class DoubleBinary(Format):
         major = ((importance * rows.abs()).sum(1, keepdim=True) / mass).clamp_min(2 * SCALE_MIN)
         minor = major / 2
         for _ in range(ITERATIONS):
-            codes = self.grid({"major": major, "minor": minor}).index(rows)
+            codes = self.grid({"scale": major, "ratio": minor / major}).index(rows)
             signs = torch.stack([torch.where(codes >= 2, 1.0, -1.0), torch.where(codes % 2 == 1, 1.0, -1.0)], -1)
             gram = torch.einsum("gn,gni,gnj->gij", importance, signs, signs)
             gram = gram + 1e-4 * mass[:, :, None] * torch.eye(2)
             target = torch.einsum("gn,gni,gn->gi", importance, signs, rows) + 1e-4 * mass * torch.cat([major, minor], 1)
             major, minor = torch.linalg.solve(gram, target).abs().clamp_min(SCALE_MIN).split(1, 1)
             major, minor = torch.maximum(major, minor), torch.minimum(major, minor)
-        return {"major": half(major), "minor": half(minor)}
+        return {"scale": half(major), "ratio": half(minor / major)}
 
     def grid(self, parameters: Parameters) -> LevelGrid:
-        a, b = parameters["major"], parameters["minor"]
-        return LevelGrid(torch.cat([-a - b, b - a, a - b, a + b], 1), torch.ones_like(a))
+        ratio = parameters["ratio"]
+        return LevelGrid(torch.cat([-1 - ratio, ratio - 1, 1 - ratio, 1 + ratio], 1), parameters["scale"])

@@ -1,0 +1,57 @@
+"""``bayesq quantize``: a model with fewer bits."""
+
+import argparse
+from pathlib import Path
+
+from bayesq.cli import common
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "quantize",
+        help="make a model of fewer bits",
+        description="Quantises a model's networks after a recipe: writes OUT/weights.safetensors, a model like any "
+        "other, and OUT/card.md, which tells what it costs. Files of the model are read by the quantised one, and the "
+        "other way round, unless the recipe quantises the mean network too.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a model's name, its folder, or its .safetensors file")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder of the new model")
+    parser.add_argument(
+        "--recipe",
+        default="w8a8",
+        metavar="NAME",
+        help="as RECIPES has them, listed if there is none of that name (default: %(default)s)",
+    )
+    parser.add_argument("--size", type=common.above_zero, metavar="SHARE", help="budget, in 32 bits a weight")
+    parser.add_argument(
+        "--operations", type=common.above_zero, metavar="SHARE", help="budget of bit operations, in 32 x 32 bits each"
+    )
+    parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="photographs (default: the sample ones)")
+    parser.add_argument("--crops", type=common.several, default=16, metavar="N", help="crops (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of crops (default: %(default)s)")
+    common.add_output_options(parser)
+    common.add_talk_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from bayesq import zoo
+    from bayesq.quantization import Calibration, card, quantize, recipe_called
+    from bayesq.resources import data_dir
+
+    weights = args.output / "weights.safetensors"
+    common.check_outputs(args, str(weights))
+    recipe = recipe_called(args.recipe)
+    folder = Path(args.model) / "weights.safetensors"
+    name = str(folder) if folder.is_file() else args.model
+    codec = zoo.load(name)
+    data = Calibration.of(args.data or [data_dir()], count=args.crops, seed=args.seed)
+    result = quantize(codec, recipe, data, args.size, args.operations, progress=not args.quiet)
+    args.output.mkdir(parents=True, exist_ok=True)
+    result.codec.save(weights)
+    text = card.write(result, args.recipe, codec, zoo.load(str(weights)), weights.stat().st_size)
+    common.write(str(args.output / "card.md"), text.encode())
+    common.say(args, f"wrote {weights}")
+    if args.json:
+        common.print_json(card.facts(result, weights.stat().st_size))
+    return 0

@@ -1,0 +1,109 @@
+"""A convolution on its way to be quantised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bayesq.quantization.calibration import Seen
+from bayesq.quantization.formats import Affine, Format, Parameters, Range
+from bayesq.quantization.formats.base import whole_range
+from bayesq.quantization.layers import GRID, QuantizedConv, Spec
+
+COLUMNS = 4096
+"""Positions that weights are reconstructed on, at most, a layer."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Weights, what they see, and what is done to both before they are rounded; see ``QuantizedConv``.
+
+    Attributes:
+        weight: ``(O, I, k, k)`` as it meets the shaped input.
+        bias: ``(O,)``.
+        padding: Zeros around the input.
+        inputs: ``(n, I, h, w)`` padded and shaped, calibrated in floating point.
+        sensitivity: Squared gradients of the loss with respect to them.
+        fisher: Squared gradients with respect to the weights.
+        positions: Outputs a pixel of the picture.
+        shift, scale: ``(1, I, 1, 1)``, None for none.
+        rotation: Channels that are rotated together.
+        low: Two thin convolutions whose sum with ``weight`` is the layer, None for none.
+        activation: Bits of the inputs, None for floating point.
+        step, zero: Of the inputs' codes.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    padding: tuple[int, int]
+    inputs: Tensor
+    sensitivity: Tensor
+    fisher: Tensor
+    positions: float
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    rotation: int = 1
+    low: tuple[Tensor, Tensor] | None = None
+    activation: int | None = None
+    step: Tensor | None = None
+    zero: Tensor | None = None
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, seen: Seen) -> Draft:
+        """The layer as it is. Only convolutions of stride 1 and one group, padded with zeros, are known here."""
+        assert conv.stride == (1, 1) and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+        assert not isinstance(conv.padding, str)
+        weight = conv.weight.detach().clone(memory_format=torch.contiguous_format)
+        bias = torch.zeros(len(weight)) if conv.bias is None else conv.bias.detach().clone()
+        rows, columns = conv.padding
+        inputs, sensitivity = (
+            F.pad(x, (columns, columns, rows, rows)).contiguous() for x in (seen.inputs, seen.sensitivity)
+        )
+        return cls(weight, bias, (rows, columns), inputs, sensitivity, seen.fisher.contiguous(), seen.positions)
+
+    @property
+    def importance(self) -> Tensor:
+        """Of the weights' squared errors: ``fisher``, no weight counting for nothing."""
+        return self.fisher + 1e-2 * self.fisher.mean() + 1e-30
+
+    @property
+    def rounded(self) -> Tensor:
+        """The inputs as their codes stand for them."""
+        if self.activation is None or self.step is None or self.zero is None:
+            return self.inputs
+        form = Affine(self.activation, None, symmetric=False)
+        grid = form.grid({"scale": self.step[:, None], "zero": self.zero[:, None]})
+        return grid.straight_through(self.inputs.transpose(0, 1).contiguous()).transpose(0, 1)
+
+    def with_activation(self, bits: int, by_channel: bool = False, span: Range = whole_range) -> Draft:
+        """With inputs of so many bits, in one range for all or one for each channel; errors count by sensitivity."""
+        form = Affine(bits, 0 if by_channel else None, symmetric=False)
+        values, weights = (x.transpose(0, 1).contiguous() for x in (self.inputs, self.sensitivity))
+        fitted = form.fit(values, weights + 1e-30, span)
+        return replace(self, activation=bits, step=fitted["scale"][:, 0], zero=fitted["zero"][:, 0].int())
+
+    def columns(self, inputs: Tensor) -> Tensor:
+        """Inputs as the layer's matrix sees them, ``(I·k·k, positions)``, at most ``COLUMNS`` of them."""
+        columns = F.unfold(inputs, self.weight.shape[-2:]).transpose(0, 1).flatten(1)
+        return columns[:, :: -(-columns.shape[1] // COLUMNS)]
+
+    def built(self, form: Format, parameters: Parameters, codes: Tensor) -> QuantizedConv:
+        """The layer with these codes for its weights."""
+        outputs, inputs, height, width = self.weight.shape
+        spec = Spec(form, (outputs, inputs, height, width), self.activation, self.rotation)
+        low_in, low_out = self.low or (None, None)
+        optional = {
+            "bias": self.bias,
+            "input_shift": self.shift,
+            "input_scale": self.scale,
+            "step": self.step,
+            "zero": self.zero,
+            "low_in": low_in,
+            "low_out": low_out,
+        }
+        tensors = {GRID + name: tensor for name, tensor in parameters.items()}
+        tensors["codes"] = form.grid(parameters).pack(codes)
+        return QuantizedConv(spec, self.padding, tensors | {k: v for k, v in optional.items() if v is not None})

@@ -1,0 +1,159 @@
+"""From a floating-point codec and a recipe to a quantised one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bayesq.codec import Codec
+from bayesq.errors import ModelError
+from bayesq.quantization import layers
+from bayesq.quantization.calibration import Batch, convolutions, draw, mean_loss, observe
+from bayesq.quantization.cost import LayerCost, layer_costs, stored_bits
+from bayesq.quantization.draft import Draft
+from bayesq.quantization.formats import Format
+from bayesq.quantization.recipes import Recipe
+from bayesq.quantization.rounding import corrected, nearest
+from bayesq.training.data import Crops, find_pictures
+
+log = logging.getLogger(__name__)
+CROPS, SIDE = 16, 128
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Pictures to quantise with.
+
+    Attributes:
+        crops: Where they are taken from.
+        count, side: How many crops, and their side in pixels.
+        seed: Of their choice.
+    """
+
+    crops: Crops
+    count: int = CROPS
+    side: int = SIDE
+    seed: int = 0
+
+    @classmethod
+    def of(cls, folders: Sequence[Path], **settings: int) -> Calibration:
+        """From all pictures below the folders. Raises TrainingError if there are none."""
+        return cls(Crops(find_pictures(folders)), **settings)
+
+    def batch(self) -> Batch:
+        """The crops, the same at every call."""
+        return draw(self.crops, self.count, self.side, torch.Generator().manual_seed(self.seed))
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised codec and how it came about.
+
+    Attributes:
+        codec: A model like any other.
+        formats: Of each layer.
+        loss_before, loss_after: λ·D + R of the calibration crops.
+    """
+
+    codec: Codec
+    formats: dict[str, Format]
+    loss_before: float
+    loss_after: float
+
+
+def quantize(
+    codec: Codec,
+    recipe: Recipe,
+    data: Calibration,
+    size: float | None = None,
+    operations: float | None = None,
+    progress: bool = False,
+) -> Quantized:
+    """Quantises a codec after a recipe.
+
+    A recipe that leaves the mean network alone leaves the model its id: a file's symbols are decoded by the scale path
+    and placed by the means, so that files of either model are read by the other, and their pictures differ by no more
+    than the transforms do. With quantised means the result is a model of its own.
+
+    Args:
+        codec: Of bayesq's own design; it is left as it is.
+        recipe: What to do.
+        data: What to calibrate on.
+        size, operations: Budgets for the recipe's: shares of what 32-bit weights and factors take.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ModelError: the codec is quantised already or a foreign one, or no allocation is within the budgets.
+    """
+    codec = codec.exported()
+    if any(layers.quantized(codec)):
+        raise ModelError("the model is quantised already")
+    recipe = replace(recipe, size=size or recipe.size, operations=operations or recipe.operations)
+    if recipe.harm is None and (size or operations):
+        raise ModelError("a budget needs a recipe that allocates formats")
+    original, batch = codec, data.batch()
+    convs = convolutions(codec, recipe.parts)
+    before = mean_loss(codec, batch)
+    seen = observe(codec, list(convs), batch)
+    drafts = {}
+    for name, conv in convs.items():
+        draft = Draft.of(conv, seen.pop(name))
+        for shape in recipe.shapes:
+            draft = shape(draft)
+        bits = None if name.startswith("prior.") else _first(recipe.inputs, name)
+        drafts[name] = draft if bits is None else draft.with_activation(bits, recipe.by_channel, recipe.input_range)
+    formats = _allocated(codec, recipe, drafts, batch)
+    codec = codec.exported()
+    for name, draft in tqdm(drafts.items(), desc="rounding", disable=None if progress else True, leave=False):
+        form = formats[name]
+        parameters, codes = recipe.rounding(draft, form, recipe.span)
+        if recipe.correct:
+            draft = corrected(draft, form, parameters, codes)
+        layers.replace(codec, name, draft.built(form, parameters, codes))
+    if recipe.tuning is not None:
+        from bayesq.quantization.tuning import tune
+
+        tune(codec, original, drafts, recipe.tuning, data.crops, progress)
+    codec.model_id = bytes(8) if "prior.means" in recipe.parts else codec.model_id
+    return Quantized(codec, formats, before, mean_loss(codec, batch))
+
+
+def _first(rules: Sequence[tuple[str, int]], name: str) -> int | None:
+    return next((bits for pattern, bits in rules if fnmatchcase(name, pattern)), None)
+
+
+def _allocated(codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch) -> dict[str, Format]:
+    chosen = {name: form for name in drafts for pattern, form in recipe.kept if fnmatchcase(name, pattern)}
+    free = {name: draft for name, draft in drafts.items() if name not in chosen}
+    if recipe.harm is None:
+        return {name: chosen.get(name, recipe.formats[0]) for name in drafts}
+    harm = recipe.harm(codec, free, recipe.formats, recipe.span, batch)
+    exact = layer_costs(codec)
+    resources = [
+        (recipe.size, lambda layer, bits: bits, 32.0 * sum(d.weight.numel() for d in drafts.values())),
+        (recipe.operations, lambda layer, bits: layer.operations, sum(exact[n].macs * 32**2 for n in drafts)),
+    ]
+    tables, budgets = [], []
+    for share, amount, total in resources:
+        if share is not None:
+            fixed = sum(amount(*_taken(drafts[name], form, recipe)) for name, form in chosen.items())
+            tables.append([[amount(*_taken(d, f, recipe)) for f in recipe.formats] for d in free.values()])
+            budgets.append(share * total - fixed)
+    choice = recipe.solver(harm, np.array(tables, float), np.array(budgets))
+    return {**chosen, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
+
+
+def _taken(draft: Draft, form: Format, recipe: Recipe) -> tuple[LayerCost, int]:
+    """What a layer costs in a format, and the bits it takes with all that decodes it."""
+    layer = draft.built(form, *nearest(draft, form, recipe.span))
+    bits = stored_bits([tensor for name, tensor in layer.state_dict().items() if name != "bias"])
+    count = draft.weight.numel()
+    macs = count * draft.positions
+    return LayerCost(count, bits, macs, form.bits, draft.activation or 32), bits

@@ -1,0 +1,152 @@
+"""Recipes: how the pieces are put together, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bayesq.errors import ModelError
+from bayesq.quantization import allocation, sensitivity
+from bayesq.quantization.formats import (
+    Affine,
+    Binary,
+    Clusters,
+    DoubleBinary,
+    Format,
+    Minifloat,
+    NormalFloat,
+    PowerExponent,
+    Powers,
+    Pyramid,
+    Range,
+    Sparse,
+    Ternary,
+)
+from bayesq.quantization.ranges import LEAST_HARM, Percentile, whole_range
+from bayesq.quantization.rounding import GPTQ, AdaRound, Rounding, nearest
+from bayesq.quantization.shapes import Absorb, Centre, Rotate, Shape, Smooth
+
+if TYPE_CHECKING:
+    from bayesq.codec import Codec
+    from bayesq.quantization.calibration import Batch
+    from bayesq.quantization.draft import Draft
+
+Harm = Callable[["Codec", Mapping[str, "Draft"], Sequence[Format], Range, "Batch"], np.ndarray]
+Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+TRANSFORMS = ("analysis", "synthesis", "prior.analysis")
+"""g_a, g_s and h_a: files stay those of the floating-point model."""
+EVERYTHING = (*TRANSFORMS, "prior.means")
+"""And the mean network, which places the symbols: a model of its own."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Training with quantised layers; see ``bayesq.quantization.tuning``.
+
+    Attributes:
+        steps: Of all layers at once.
+        block_steps: Before that, of each block alone.
+        batch, crop: Crops a step and their side.
+        rate: Learning rate, in steps of a weight's grid.
+        distillation: Weight of the distance to the floating-point codec's pictures, relative to distortion's.
+    """
+
+    steps: int = 60
+    block_steps: int = 0
+    batch: int = 4
+    crop: int = 128
+    rate: float = 0.02
+    distillation: float = 0.5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to a codec, in this order: shape, range of inputs, allocation, rounding, bias, training.
+
+    Attributes:
+        formats: Of weights; several to choose from, if there is an allocation.
+        parts: Of the codec.
+        kept: Formats of layers, by patterns of their names; they are left out of the allocation.
+        inputs: Bits of the inputs of g_a and g_s, by patterns of layers' names, the first that fits; others float.
+        input_range: Of inputs; errors are weighted by the loss' sensitivity.
+        by_channel: Whether each input channel has a range of its own.
+        span: Range of weights.
+        shapes: What is done before rounding.
+        rounding: Of weights.
+        correct: Whether biases make up for mean errors.
+        harm, solver: How formats are allocated.
+        size: What weights may take, of 32 bits each, unless asked otherwise.
+        operations: What bit operations may take, of those with 32-bit factors.
+        tuning: Training at the end.
+    """
+
+    formats: tuple[Format, ...] = (Affine(8),)
+    parts: tuple[str, ...] = TRANSFORMS
+    kept: tuple[tuple[str, Format], ...] = ()
+    inputs: tuple[tuple[str, int], ...] = ()
+    input_range: Range = LEAST_HARM
+    by_channel: bool = False
+    span: Range = LEAST_HARM
+    shapes: tuple[Shape, ...] = ()
+    rounding: Rounding = nearest
+    correct: bool = True
+    harm: Harm | None = None
+    solver: Solver = allocation.integer_program
+    size: float | None = None
+    operations: float | None = None
+    tuning: Tuning | None = None
+
+
+A8 = (("*.linear", 16), ("*", 8))
+"""Eight bits but where pixels and latents come in, whose own precision is finer than that."""
+INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8))
+
+RECIPES: dict[str, Recipe] = {
+    "w8": Recipe(),
+    "w8a8": Recipe(inputs=A8),
+    "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
+    "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.7))),
+    "w6a8": Recipe((Affine(6),), inputs=A8, rounding=GPTQ()),
+    "w4": Recipe((Affine(4, 32),), rounding=GPTQ()),
+    "w4a8": Recipe((Affine(4, 32),), inputs=A8, rounding=GPTQ()),
+    "adaround": Recipe((Affine(4, 32),), inputs=A8, rounding=AdaRound()),
+    "rotate": Recipe((Affine(4),), inputs=(("*", 8),), shapes=(Rotate(),), rounding=GPTQ()),
+    "svdquant": Recipe((Affine(4, 32),), inputs=A8, shapes=(Smooth(0.5), Absorb(8))),
+    "percentile": Recipe((Affine(6),), inputs=A8, span=Percentile(0.9995), input_range=Percentile(0.99995)),
+    "nf4": Recipe((NormalFloat(4, 32),)),
+    "fp4": Recipe((Minifloat(2, 1, 32),)),
+    "fp8": Recipe((Minifloat(4, 3),)),
+    "powers": Recipe((Powers(4),)),
+    "powers-sqrt2": Recipe((Powers(5, root=2),)),
+    "nupes": Recipe((PowerExponent(4),)),
+    "squeeze": Recipe((Clusters(4),)),
+    "squeeze-sparse": Recipe((Sparse(Clusters(4), 0.005),)),
+    "pyramid": Recipe((Pyramid(16, 24),)),
+    "double-binary": Recipe((DoubleBinary(32),)),
+    "ternary": Recipe((Ternary(32),)),
+    "binary": Recipe((Binary(32),)),
+    "hawq": Recipe(INTEGERS, inputs=A8, harm=sensitivity.traces, rounding=GPTQ(), size=0.2),
+    "relevance": Recipe(INTEGERS, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.2),
+    "calib": Recipe(INTEGERS, inputs=A8, harm=sensitivity.one_at_a_time, rounding=GPTQ(), size=0.2),
+    "hamp": Recipe(
+        INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.monotone, rounding=GPTQ(), size=0.2
+    ),
+    "greedy": Recipe(
+        INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.greedy, rounding=GPTQ(), size=0.2
+    ),
+    "mixed5": Recipe(INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.18),
+    "mixed4": Recipe(
+        INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.12, tuning=Tuning()
+    ),
+}
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe of that name. Raises ModelError if there is none."""
+    if name not in RECIPES:
+        raise ModelError(f"no recipe called {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,77 @@
+"""How much harm a format does to a layer: functions (codec, drafts, formats, range, batch) → harm ``(L, K)``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bayesq.codec import Codec
+from bayesq.quantization.calibration import Batch, convolution, losses, mean_loss
+from bayesq.quantization.draft import Draft
+from bayesq.quantization.formats import Format, Range
+from bayesq.quantization.layers import replace
+from bayesq.quantization.rounding import nearest
+
+PROBES = 3
+
+
+def _error(draft: Draft, form: Format, span: Range) -> Tensor:
+    parameters, codes = nearest(draft, form, span)
+    return form.grid(parameters).value(codes) - draft.weight
+
+
+def relevance(
+    codec: Codec, drafts: Mapping[str, Draft], formats: Sequence[Format], span: Range, batch: Batch
+) -> np.ndarray:
+    """Squared errors of weights times squared gradients: the loss to second order, with Fisher's diagonal."""
+    harm = [[float((d.fisher * _error(d, f, span).square()).sum()) / 2 for f in formats] for d in drafts.values()]
+    return np.array(harm)
+
+
+def traces(
+    codec: Codec, drafts: Mapping[str, Draft], formats: Sequence[Format], span: Range, batch: Batch
+) -> np.ndarray:
+    """Squared errors of weights times the mean curvature of the loss in the layer (HAWQ-V2, arXiv 1911.03852).
+
+    The curvature is the trace of the layer's block of the Hessian over its weights, by Hutchinson's estimator: random
+    signs s, and s·Hs from the gradient of the gradient's product with s, for all layers at once.
+    """
+    codec = copy.deepcopy(codec).requires_grad_(False)
+    weights = [convolution(codec, name).weight.requires_grad_() for name in drafts]
+    trace = np.zeros(len(weights))
+    generator = torch.Generator().manual_seed(0)
+    crops = list(batch.split())[:: max(1, len(batch) // 4)]
+    with torch.enable_grad():
+        for crop in crops:
+            slopes = torch.autograd.grad(losses(codec, crop).mean(), weights, create_graph=True)
+            for _ in range(PROBES):
+                signs = [torch.randint(0, 2, w.shape, generator=generator) * 2.0 - 1 for w in weights]
+                product = torch.stack([(g * s).sum() for g, s in zip(slopes, signs, strict=True)]).sum()
+                curved = torch.autograd.grad(product, weights, retain_graph=True, materialize_grads=True)
+                trace += [float((h * s).sum()) for h, s in zip(curved, signs, strict=True)]
+    mean = np.abs(trace) / (len(crops) * PROBES) / np.array([w.numel() for w in weights])
+    errors = [[float(_error(d, f, span).square().sum()) for f in formats] for d in drafts.values()]
+    return mean[:, None] * np.array(errors) / 2
+
+
+def one_at_a_time(
+    codec: Codec, drafts: Mapping[str, Draft], formats: Sequence[Format], span: Range, batch: Batch
+) -> np.ndarray:
+    """The loss with one layer alone quantised, less that of none: measured, not estimated (CalibTIP, arXiv 2006.10518).
+
+    Rises below zero count as none.
+    """
+    codec = copy.deepcopy(codec).requires_grad_(False)
+    before = mean_loss(codec, batch)
+    harm = np.zeros((len(drafts), len(formats)))
+    for row, (name, draft) in zip(harm, drafts.items(), strict=True):
+        exact = codec.get_submodule(name)
+        for k, form in enumerate(formats):
+            replace(codec, name, draft.built(form, *nearest(draft, form, span)))
+            row[k] = max(mean_loss(codec, batch) - before, 0)
+        replace(codec, name, exact)
+    return harm
