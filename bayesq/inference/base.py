@@ -20,7 +20,7 @@ from torch import Tensor
 from bayesq.cells import Cell
 from bayesq.codec import Codec
 from bayesq.likelihoods import Likelihood
-from bayesq.prior import log_density
+from bayesq.prior import Walk, log_density
 
 State = TypeVar("State")
 
@@ -76,9 +76,13 @@ class Posterior:
         """log p(y | g_s(z)), nats, ``(B,)``; pictures are clipped to [−0.1, 1.1] as in VBLE's code."""
         return self.likelihood.log_prob(self.y, self.picture(values).clamp(-0.1, 1.1))
 
+    def walk(self) -> Walk:
+        """The prior's walk for the pictures of the batch."""
+        return self.codec.walk(len(self.level), *self._grid_size, self.level)
+
     def log_prior(self, values: Sequence[Tensor]) -> Tensor:
         """log p(z), nats, ``(B,)``."""
-        return log_density(self.codec.walk(len(self.level), *self._grid_size, self.level), values)
+        return log_density(self.walk(), values)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> list[Tensor]:
@@ -100,7 +104,7 @@ class Algorithm(Protocol, Generic[State]):
         ...
 
     def cells(self, state: State) -> list[Cell]:
-        """The current approximation as cells of the latents, in the order of the walk."""
+        """The current approximation as cells of the latents, in the order of the walk; empty where it is no cells."""
         ...
 
     def sample(self, state: State, n: int, generator: torch.Generator) -> Tensor:
