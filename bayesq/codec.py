@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from bayesq.io import atomic_write
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
 from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, information, quantize, sample_within
+from bayesq.runtime import Runtime, choose
 
 if TYPE_CHECKING:
     from compressai.models import CompressionModel
@@ -97,6 +98,22 @@ class Codec(nn.Module):
         self.reduction, self.multiple, self.architecture = reduction, multiple, architecture
         self.name = "unnamed"
         self.model_id = bytes(8)
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs g_a and g_s where no gradients are needed; if none is set, chosen when first needed."""
+        if self._runtime is None:
+            self._runtime = choose(self)
+        return self._runtime
+
+    @runtime.setter
+    def runtime(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the runtime, which is that of this codec and of no copy."""
+        return {**self.__dict__, "_runtime": None}
 
     @classmethod
     def build(cls, architecture: Architecture) -> Codec:
@@ -139,10 +156,10 @@ class Codec(nn.Module):
         return self.prior.targets(z if window is None else z[self.place(window)], level)
 
     def analyse(self, x: Tensor, level: Tensor) -> Tensor:
-        """z ``(B, M, h, w)`` of pictures of any size, padded, before quantisation."""
+        """z ``(B, M, h, w)`` of pictures of any size, padded, before quantisation, by the codec's runtime."""
         height, width = self.padded_size(*x.shape[-2:])
         x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]), mode="replicate")
-        return self.analysis(x, level)
+        return self.runtime.analysis(x, level)
 
     def place(self, window: Box) -> Index:
         """Where the latents of a window are among those of the whole."""
@@ -224,7 +241,7 @@ class Codec(nn.Module):
     def synthesize(self, z: Tensor, level: int) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in [0, 1] of latents ``(B, M, h, w)``, one after the other to save memory."""
         levels = self._levels(level, 1)
-        return torch.cat([self.synthesis(one, levels).clamp(0, 1) for one in z.split(1)])
+        return torch.cat([self.runtime.synthesis(one, levels).clamp(0, 1) for one in z.split(1)])
 
     def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
         """The picture ``(1, 3, H, W)`` in [0, 1] that a payload stands for; raises as ``latents``."""

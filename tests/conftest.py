@@ -1,8 +1,11 @@
+import os
+
 import pytest
 from hypothesis import settings
 
 settings.register_profile("bayesq", deadline=None)  # a busy machine is not a failure
 settings.load_profile("bayesq")
+os.environ["BAYESQ_RUNTIME"] = "torch"  # tests should neither depend on what is fastest here nor time it
 
 
 @pytest.fixture(scope="session")

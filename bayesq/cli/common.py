@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIPE = "-"
+RUNTIMES = ["auto", "torch", "bfloat16", "openvino"]
 
 
 def add_talk_options(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,21 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Adds ``--no-overwrite`` and ``--json``."""
     parser.add_argument("--json", action="store_true", help="print a JSON summary")
     parser.add_argument("--no-overwrite", action="store_true", help="fail if the output exists")
+
+
+def add_runtime_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--runtime``, which ``use_runtime`` obeys."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        help="what runs the transforms; any reads what another wrote (default: auto, the fastest of this machine)",
+    )
+
+
+def use_runtime(args: argparse.Namespace) -> None:
+    """Makes the choice of ``--runtime`` that of this process and of those it starts."""
+    if args.runtime:
+        os.environ["BAYESQ_RUNTIME"] = args.runtime
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -32,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--samples", type=common.several, default=16, metavar="N", help="draws for --std (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    common.add_runtime_option(parser)
     folders.add_options(parser)
     common.add_output_options(parser)
     common.add_talk_options(parser)
@@ -39,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    common.use_runtime(args)
     if folders.is_folder(args):
         from bayesq.batch import Decode
 

@@ -31,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="1: one pass; each more doubles the time spent on a smaller file (default: %(default)s)",
     )
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
+    common.add_runtime_option(parser)
     folders.add_options(parser)
     common.add_output_options(parser)
     common.add_talk_options(parser)
@@ -38,6 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    common.use_runtime(args)
     targets = {name: value for name in ("bpp", "psnr", "size") if (value := getattr(args, name)) is not None}
     if folders.is_folder(args):
         from bayesq.batch import Encode

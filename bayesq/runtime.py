@@ -1,0 +1,220 @@
+"""What runs g_a and g_s when pictures are coded: torch in float32 or bfloat16, or OpenVINO; the fastest, per machine.
+
+Symbols don't depend on it. The prior is always evaluated by torch, its scale path in exact integers, so that what one
+runtime wrote every other reads. The encoder's z may differ in its last bits, and now and then a symbol with it, as may
+the pixels of a decoder; in bfloat16, which is used for g_s alone, by a few 8-bit steps.
+
+Where there is a choice, each runtime is timed on a small picture when a machine first codes, and the choice is kept in
+the cache folder. The environment variable ``BAYESQ_RUNTIME`` makes it by name instead; ``BAYESQ_CACHE`` moves the
+folder, which otherwise is ``bayesq`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import bayesq
+from bayesq.errors import BayesqError, ModelError
+from bayesq.io import atomic_write
+
+if TYPE_CHECKING:
+    from bayesq.codec import Codec
+
+Transform = Callable[[Tensor, Tensor], Tensor]
+"""g_a or g_s: called with pictures or latents and with levels ``(B,)``."""
+
+log = logging.getLogger(__name__)
+SIDE = 256
+"""Pixels a side of the picture that runtimes are timed with."""
+ADVANTAGE = 0.9
+"""What share of torch's time another runtime may take at most to be preferred: it has a start-up of its own."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The transforms of one codec as something runs them; without gradients, unless it is torch."""
+
+    name: str
+    analysis: Transform
+    synthesis: Transform
+
+
+def plain(codec: Codec) -> Runtime:
+    """torch in float32."""
+    return Runtime("torch", lambda x, level: codec.analysis(x, level), lambda z, level: codec.synthesis(z, level))
+
+
+def bfloat16(codec: Codec) -> Runtime:
+    """torch with the products of g_s in bfloat16; g_a in float32, since its precision is that of the file."""
+
+    def synthesis(z: Tensor, level: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return codec.synthesis(z, level).float()
+
+    return Runtime("bfloat16", plain(codec).analysis, synthesis)
+
+
+def openvino(codec: Codec) -> Runtime:
+    """OpenVINO in float32. Raises ModelError if it is not installed."""
+    if find_spec("openvino") is None:
+        raise ModelError("OpenVINO is not installed: pip install 'bayesq[openvino]'")
+    return Runtime("openvino", Compiled(lambda: codec.analysis), Compiled(lambda: codec.synthesis))
+
+
+RUNTIMES: dict[str, Callable[[Codec], Runtime]] = {"torch": plain, "bfloat16": bfloat16, "openvino": openvino}
+
+
+class Compiled:
+    """A transform in OpenVINO, translated and compiled when first called, and again when its weights have changed.
+
+    Args:
+        module: Returns g_a or g_s.
+    """
+
+    def __init__(self, module: Callable[[], nn.Module]) -> None:
+        self._module = module
+        self._weights: list[tuple[int, int]] = []
+        self._request: Any = None
+        self._lock = Lock()
+
+    def __call__(self, x: Tensor, level: Tensor) -> Tensor:
+        with self._lock:
+            module = self._module()
+            weights = [(tensor.data_ptr(), tensor._version) for tensor in module.state_dict().values()]
+            if self._request is None or weights != self._weights:
+                self._request, self._weights = _compiled(module, x), weights
+            return torch.from_numpy(self._request.infer([x.detach().contiguous().numpy(), level.numpy()])[0])
+
+
+def _compiled(module: nn.Module, x: Tensor) -> Any:
+    """OpenVINO's request for inputs of as many channels as x has."""
+    import openvino as ov
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return ov.Core().compile_model(_translated(module, x), "CPU", options).create_infer_request()
+
+
+def _translated(module: nn.Module, x: Tensor) -> Any:
+    """OpenVINO's model of a transform, kept in the cache folder under the hash of all that it is made from."""
+    import openvino as ov
+
+    digest = hashlib.sha256(f"{module} {version('openvino')} {version('torch')} {bayesq.__version__}".encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    folder = cache_folder() / "openvino" / digest.hexdigest()[:32]
+    if folder.is_dir():
+        return ov.Core().read_model(folder / "model.xml")
+    shapes = [(ov.PartialShape([-1, x.shape[1], -1, -1]), ov.Type.f32), (ov.PartialShape([-1]), ov.Type.i64)]
+    example = torch.zeros(1, *x.shape[1:]), torch.zeros(1, dtype=torch.int64)
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's, about how OpenVINO uses it
+        model = ov.convert_model(module, example_input=example, input=shapes)
+    _keep(lambda scratch: ov.save_model(model, scratch / "model.xml", compress_to_fp16=False), folder)
+    return model
+
+
+def choose(codec: Codec) -> Runtime:
+    """The runtime that ``BAYESQ_RUNTIME`` names, or else the fastest of this machine, timed only once.
+
+    Codecs without a file, such as those in training, are run by torch.
+
+    Raises:
+        ModelError: there is no runtime of that name, or it is not installed.
+    """
+    name = os.environ.get("BAYESQ_RUNTIME") or "auto"
+    if name == "auto":
+        name = _fastest(codec) if any(codec.model_id) else "torch"
+    if name not in RUNTIMES:
+        raise ModelError(f"no runtime is called {name!r}; there are auto, {', '.join(RUNTIMES)}")
+    return RUNTIMES[name](codec)
+
+
+def candidates() -> list[str]:
+    """The runtimes that may be the fastest here: bfloat16 needs instructions for it, OpenVINO must be installed."""
+    # Without such instructions bfloat16 products are emulated, and take many times as long.
+    fits = {"bfloat16": _has_bfloat16(), "openvino": find_spec("openvino") is not None}
+    return [name for name in RUNTIMES if fits.get(name, True)]
+
+
+def _has_bfloat16() -> bool:
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "bf16"))
+
+
+def time_of(runtime: Runtime, codec: Codec, side: int = SIDE) -> float:
+    """Seconds that a square picture takes through g_a and g_s, the best of three after a first one."""
+    levels = torch.tensor([128])
+    x = torch.linspace(0, 1, side).expand(1, 3, side, side).contiguous()
+    times = []
+    with torch.inference_mode():
+        for _ in range(4):
+            start = perf_counter()
+            runtime.synthesis(runtime.analysis(x, levels), levels)
+            times.append(perf_counter() - start)
+    return min(times[1:])
+
+
+def cache_folder() -> Path:
+    """Where choices and translations are kept."""
+    own, common = os.environ.get("BAYESQ_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(common or Path.home() / ".cache") / "bayesq"
+
+
+def _fastest(codec: Codec) -> str:
+    names = candidates()
+    if names == ["torch"]:
+        return "torch"
+    file = cache_folder() / "runtimes.json"
+    key = " ".join([codec.model_id.hex(), *_machine(), *names])
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known[key] in names:
+            return known[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    log.info("timing %s, once for this machine", ", ".join(names))
+    seconds = {name: time_of(RUNTIMES[name](codec), codec) for name in names}
+    log.info("seconds: %s", ", ".join(f"{name} {time:.3f}" for name, time in seconds.items()))
+    best = min(seconds, key=lambda name: seconds[name] * (ADVANTAGE if name == "torch" else 1))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, json.dumps(known | {key: best}, indent=1).encode())
+    except (OSError, BayesqError) as error:
+        log.info("the choice is not kept: %s", error)
+    return best
+
+
+def _machine() -> list[str]:
+    """What a choice depends on; a home folder may serve many machines."""
+    installed = [f"{name}-{version(name)}" for name in ("torch", "openvino") if find_spec(name)]
+    return [platform.node(), torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads", *installed]
+
+
+def _keep(write: Callable[[Path], None], folder: Path) -> None:
+    """Lets something write into a new folder, which appears at once and whole; if it cannot, all goes on without."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent) as scratch:
+            whole = Path(scratch, "whole")
+            whole.mkdir()
+            write(whole)
+            whole.rename(folder)
+    except (OSError, RuntimeError) as error:
+        log.info("the translation is not kept: %s", error)
