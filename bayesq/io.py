@@ -54,6 +54,11 @@ def read_image(path: str | Path) -> Image.Image:
         raise ImageError(f"{name}: {error.strerror}") from error
 
 
+def parse_image(data: bytes, name: str) -> Image.Image:
+    """Reads a picture as ``read_image`` does, from what a file called ``name`` holds."""
+    return _loaded(BytesIO(data), name)
+
+
 def _loaded(source: BinaryIO, name: str) -> Image.Image:
     try:
         with _without_pillows_limit():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,10 @@ SETTINGS = {
     "deblur": ["--kernel", "motion:3,20"],
     "superres": ["--scale", "2"],
     "inpaint": ["--mask", "random:0.5"],
+    "demosaic": [],
+    "colorize": [],
+    "jpeg": [],
+    "auto": [],
 }
 NOISE = ["--noise", "50/255"]
 QUICK = ["--steps", "8", "--samples", "4", "--quality", "20"]
@@ -44,8 +49,9 @@ def spoilt(photo, tmp_path):
 @pytest.fixture
 def restore(small_codec_path):
     def run(task, *argv):
-        return main(["restore", task, *map(str, argv), "-m", small_codec_path, *QUICK, "--quiet"])
+        return main(["restore", task, *map(str, argv), *run.options, "--quiet"])
 
+    run.options = ["-m", small_codec_path, *QUICK]
     return run
 
 
@@ -59,7 +65,7 @@ def write(path, array):
 
 
 def test_every_task_has_a_command():
-    assert list(SUMMARIES) == list(TASKS) == list(SETTINGS)
+    assert list(SUMMARIES) == [*TASKS, "jpeg", "auto"] == list(SETTINGS)
 
 
 @pytest.mark.parametrize("task", ["denoise", "inpaint"])
@@ -78,6 +84,39 @@ def test_other_operators_run(task, photo, restore, tmp_path):
     assert restore(task, y, x, *SETTINGS[task], "--noise", "0.1") == 0
     expected = {"deblur": (71, 57), "superres": (70, 56)}[task]
     assert read_image(x).size == expected
+
+
+@pytest.mark.parametrize("task", ["demosaic", "colorize"])
+def test_colours_come_from_grey(task, photo, restore, tmp_path):
+    y, x = tmp_path / "y.png", tmp_path / "x.png"
+    assert main(["degrade", task, str(photo), str(y), "--noise", "0.02", "--quiet"]) == 0
+    assert read_image(y).mode == "L"
+    assert restore(task, y, x, "--noise", "0.02") == 0
+    assert read_image(x).mode == "RGB"
+    assert psnr(photo, x) > 16
+
+
+def test_jpeg_files_are_found_and_restored(photo, restore, tmp_path, capsys):
+    y, x = tmp_path / "y.jpg", tmp_path / "x.png"
+    assert main(["degrade", "jpeg", str(photo), str(y), "-q", "10", "--quiet"]) == 0
+    assert restore("jpeg", y, x, "--noise", "0") == 0
+    assert psnr(photo, x) > psnr(photo, y) - 2  # of an untrained prior
+    plain = read_image(x).tobytes()
+    assert main(["restore", "auto", str(y), str(x), "--noise", "0", *restore.options]) == 0
+    assert "Found jpeg: rounding in steps of" in capsys.readouterr().err
+    assert read_image(x).tobytes() == plain
+
+
+def test_auto_denoises_what_is_no_jpeg(spoilt, restore, tmp_path, capsys):
+    assert main(["restore", "auto", str(spoilt), str(tmp_path / "x.png"), *restore.options]) == 0
+    assert re.search(r"^Found denoise: noise of 4\d|5\d", capsys.readouterr().err)
+
+
+def test_noise_can_be_inferred(spoilt, restore, tmp_path, capsys):
+    assert restore("denoise", spoilt, tmp_path / "x.png", "--noise", "infer", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["noise"] == pytest.approx(50 / 255, rel=0.25)
+    assert restore("jpeg", spoilt, tmp_path / "x.png") == 1
+    assert "not a JPEG file" in capsys.readouterr().err
 
 
 def test_summary_as_json(photo, spoilt, restore, tmp_path, capsys):

@@ -44,7 +44,7 @@ def offered(shell: str, script, line: str) -> set[str]:
     [
         ("bayesq ", set(COMMANDS)),
         ("bayesq en", {"encode"}),
-        ("bayesq restore ", {"denoise", "deblur", "superres", "inpaint"}),
+        ("bayesq restore de", {"denoise", "deblur", "demosaic"}),
         ("bayesq completion z", {"zsh"}),
         ("bayesq encode --qual", {"--quality"}),
         ("bayesq restore inpaint --ma", {"--mask"}),

@@ -10,10 +10,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "degrade", help="spoil a picture, for tests", description="Degrades a picture as `bayesq restore` takes it."
     )
-    for task in tasks.add_task_parsers(parser, run):
+    for task in tasks.add_task_parsers(parser, run, [name for name in tasks.SUMMARIES if name != "auto"]):
+        jpeg = task.get_default("task") == "jpeg"
         task.add_argument(
-            "--noise", default="10/255", metavar="STD", help="as 0.05 or 25/255 of white (default: %(default)s)"
+            "--noise",
+            default="0" if jpeg else "10/255",
+            metavar="STD",
+            help="as 0.05 or 25/255 of white (default: %(default)s)",
         )
+        if jpeg:
+            task.add_argument("-q", "--quality", type=common.positive, default=20, help="default: %(default)s")
+            task.add_argument("--subsampling", choices=["4:4:4", "4:2:2", "4:2:0"], default="4:2:0")
         task.add_argument("--seed", type=int, default=0, help="of the noise and the mask (default: %(default)s)")
         if task.get_default("task") == "inpaint":
             task.add_argument("--save-mask", metavar="FILE", help="where to (default for random:P: OUT.mask.png)")
@@ -24,6 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     mask_path = _mask_path(args) if args.task == "inpaint" else None
     common.check_outputs(args, args.output, *([mask_path] if mask_path else []))
+
+    from io import BytesIO
 
     import torch
 
@@ -36,9 +45,17 @@ def run(args: argparse.Namespace) -> int:
     generator = torch.Generator().manual_seed(args.seed)
     if args.task == "inpaint" and args.mask.startswith("random:"):
         args.mask = operators.random_mask(args.mask, size, generator)
-    physics = tasks.physics(args, size, args.noise)
+    physics = operators.TASKS["denoise" if args.task == "jpeg" else args.task](*tasks.setting(args), size, args.noise)
     y = operators.degrade(x, physics, generator)
-    write_image(like(y[:, :1] if is_grey(image) else y, image), args.output)
+    if args.task == "demosaic":
+        y = y.sum(1, keepdim=True)
+    if args.task == "jpeg":
+        buffer = BytesIO()
+        picture = to_image(y[:, :1] if is_grey(image) else y)
+        picture.save(buffer, "JPEG", quality=args.quality, subsampling=args.subsampling)
+        common.write(args.output, buffer.getvalue())
+    else:
+        write_image(like(y[:, :1] if is_grey(image) else y, image), args.output)
     sigma = operators.parse_noise(args.noise)
     summary = {"task": args.task, "input": args.input, "output": args.output, "noise": sigma, "seed": args.seed}
     if mask_path:

@@ -2,13 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bayesq.cli import common, tasks
 from bayesq.errors import BayesqError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -17,12 +13,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="restore a degraded picture",
         description="Restores a degraded picture, with its uncertainty. Grey and alpha are kept.",
     )
-    for task in tasks.add_task_parsers(parser, run):
+    for task in tasks.add_task_parsers(parser, run, tasks.SUMMARIES):
         task.add_argument(
             "--noise",
             default="auto",
             metavar="STD",
-            help="standard deviation, as 0.05 or 25/255 of white; auto: measured (default: %(default)s)",
+            help="standard deviation, as 0.05 or 25/255 of white; auto: measured; infer: found together with the "
+            "picture (default: %(default)s)",
         )
         task.add_argument(
             "-q", "--quality", type=common.quality, metavar="0..100", help="of the prior; default: by the noise"
@@ -55,36 +52,43 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import zoo
     from bayesq.inference import VBLE, MAPz
-    from bayesq.io import is_grey, like, read_image, to_tensor, write_image
-    from bayesq.likelihoods import Gaussian
-    from bayesq.operators import parse_noise
+    from bayesq.io import like, parse_image, write_image
+    from bayesq.likelihoods import UnknownGaussian
     from bayesq.restore import restore
+    from bayesq.tasks import COLOURED, take
 
-    image = read_image(args.input)
-    grey = is_grey(image)
-    y = to_tensor(image)
-    scale = getattr(args, "scale", 1)
-    size = (y.shape[2] * scale, y.shape[3] * scale)
+    data = common.read(args.input)
+    name = "standard input" if args.input == common.PIPE else args.input
+    image = parse_image(data, name)
     with common.about(args.input):
-        sigma = _measured_noise(args, y) if args.noise == "auto" else parse_noise(args.noise)
-    physics = tasks.physics(args, size, sigma)
+        measurement = take(args.task, image, data, tasks.setting(args), args.noise)
+    if args.task == "auto":
+        common.say(args, f"Found {measurement.summary}.")
+    if measurement.task in COLOURED:
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        image.info.pop("icc_profile", None)  # one for grey
+    grey = measurement.grey
     codec = zoo.load(args.model)
+    generator = torch.Generator().manual_seed(args.seed)
     restoration = restore(
-        y,
-        physics,
+        measurement.y,
+        measurement.physics,
         codec=codec,
-        # The three channels of a grey picture are one observation, and so is their noise.
-        likelihood=Gaussian(physics, sigma * 3**0.5 if grey else sigma),
+        likelihood=measurement.likelihood,
         quality=args.quality,
         algorithm=MAPz if args.point else VBLE,
         steps=args.steps,
         samples=args.samples,
-        generator=torch.Generator().manual_seed(args.seed),
+        generator=generator,
         progress=not args.quiet,
     )
+    sigma, likelihood = measurement.sigma, measurement.likelihood
+    if isinstance(likelihood, UnknownGaussian):
+        sigma = float(likelihood.sigma(measurement.y, restoration.samples, generator).mean())
+    size = tuple(restoration.mean.shape[-2:])
     write_image(like(restoration.mean, image), args.output)
     summary = {
-        "task": args.task,
+        "task": measurement.task,
         "input": args.input,
         "output": args.output,
         "width": size[1],
@@ -113,12 +117,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json(summary)
     return 0
-
-
-def _measured_noise(args: argparse.Namespace, y: "Tensor") -> float:
-    from bayesq.noise import estimate_masked_sigma, estimate_sigma
-    from bayesq.operators import parse_mask
-
-    if args.task == "inpaint":
-        return estimate_masked_sigma(y, parse_mask(args.mask, (y.shape[2], y.shape[3])))
-    return estimate_sigma(y)

@@ -1,11 +1,8 @@
 """The operators on the command line: one sub-command a task, with the same options for ``restore`` and ``degrade``."""
 
 import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from deepinv.physics import LinearPhysics
+from collections.abc import Callable, Iterable
+from typing import Any
 
 SUMMARIES = {
     "denoise": "noise alone",
@@ -14,16 +11,19 @@ SUMMARIES = {
     "inpaint": "missing pixels, and noise",
     "demosaic": "a Bayer sensor, which sees one colour a pixel, and noise",
     "colorize": "no colours, and noise",
+    "jpeg": "a JPEG file's rounding, and noise before it",
+    "auto": "a JPEG file's rounding or noise, whichever is found",
 }
 
 
 def add_task_parsers(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], names: Iterable[str]
 ) -> list[argparse.ArgumentParser]:
     """Adds a parser for each task, with its operator's options. Returns them, for the command to add its own."""
     subparsers = parser.add_subparsers(metavar="TASK", required=True)
     tasks = []
-    for name, summary in SUMMARIES.items():
+    for name in names:
+        summary = SUMMARIES[name]
         task = subparsers.add_parser(name, help=summary, description=f"{parser.description} Here: {summary}.")
         task.add_argument("input", metavar="IN", help="a picture, - for standard input")
         task.add_argument("output", metavar="OUT", help="in the format of its suffix, - for a PNG on a pipe")
@@ -52,9 +52,6 @@ def _add_setting(parser: argparse.ArgumentParser, task: str) -> None:
         )
 
 
-def physics(args: argparse.Namespace, size: tuple[int, int], sigma: float | str) -> "LinearPhysics":
-    """The operator that the options describe, for pictures of the given (H, W)."""
-    from bayesq.operators import TASKS
-
-    setting = [getattr(args, name) for name in ("kernel", "scale", "mask") if name in args]
-    return TASKS[args.task](*setting, size, sigma)
+def setting(args: argparse.Namespace) -> list[Any]:
+    """What the operator that the options describe takes before size and noise."""
+    return [getattr(args, name) for name in ("kernel", "scale", "mask") if name in args]

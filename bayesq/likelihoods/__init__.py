@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bayesq.errors import OperatorError
-from bayesq.likelihoods.base import SIGMA_FLOOR, Independent, Likelihood
+from bayesq.likelihoods.base import SIGMA_FLOOR, Independent, Likelihood, Weighable, weighted
 from bayesq.likelihoods.cells import Cells
 from bayesq.likelihoods.counts import RATE_FLOOR, Poisson, PoissonGaussian
 from bayesq.likelihoods.gaussian import Gaussian, UnknownGaussian
@@ -31,11 +31,13 @@ __all__ = [
     "Poisson",
     "PoissonGaussian",
     "UnknownGaussian",
+    "Weighable",
     "from_physics",
+    "weighted",
 ]
 
 
-def from_physics(physics: Physics) -> Likelihood:
+def from_physics(physics: Physics) -> Independent:
     """Builds the likelihood of the noise that a deepinv operator carries.
 
     Raises:

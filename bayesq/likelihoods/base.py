@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,15 @@ class Likelihood(Protocol):
     def num_observed(self, y: Tensor) -> int:
         """Counts the values of y, a picture, that carry information."""
         ...
+
+
+class Weighable(Likelihood, Protocol):
+    """A likelihood that keeps the weight of each value."""
+
+    observed: Tensor
+
+
+Weighed = TypeVar("Weighed", bound=Weighable)
 
 
 class Independent(ABC):
@@ -61,13 +71,26 @@ def observed(physics: Physics) -> Tensor:
 
 
 def total(mask: Tensor, terms: Tensor) -> Tensor:
-    """Sums the terms (B, ...) where the mask is 1; shape (B,)."""
-    return torch.where(mask.to(terms) > 0, terms, 0).flatten(1).sum(1)
+    """Sums the terms (B, ...), weighted by the mask, where that is not 0; shape (B,)."""
+    mask = mask.to(terms)
+    return torch.where(mask > 0, mask * terms, 0).flatten(1).sum(1)
 
 
 def count(mask: Tensor, y: Tensor) -> int:
-    """Counts the values of one picture of y where the mask is 1."""
-    return int(mask.expand(1, *y.shape[1:]).sum())
+    """Counts the values of one picture of y, weighted by the mask."""
+    return round(float(mask.expand(1, *y.shape[1:]).double().sum()))
+
+
+def weighted(likelihood: Weighed, weight: float | Tensor) -> Weighed:
+    """The same law with values that count more or less than once: 1/3 where three channels are copies of one.
+
+    Args:
+        likelihood: one of this package.
+        weight: not negative, one for all or of a shape that broadcasts to y.
+    """
+    result = copy.copy(likelihood)
+    result.observed = likelihood.observed * torch.as_tensor(weight, dtype=torch.float32)
+    return result
 
 
 def parameter(value: float | Tensor, what: str, zero: bool = False) -> Tensor:

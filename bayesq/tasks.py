@@ -1,0 +1,115 @@
+"""A file and what is known of how it was spoilt, made into a measurement, an operator and a likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from deepinv.physics import Decolorize, LinearPhysics
+from PIL import Image
+from torch import Tensor
+
+from bayesq.errors import ImageError, OperatorError
+from bayesq.io import is_grey, to_tensor
+from bayesq.likelihoods import Likelihood, UnknownGaussian, from_physics, weighted
+from bayesq.noise import MIN_SIZE, estimate_masked_sigma, estimate_sigma
+from bayesq.operators import TASKS, open_jpeg, parse_mask, parse_noise
+
+COLOURED = ("demosaic", "colorize")
+"""Tasks of which the measurement is a grey picture, and the restoration is not."""
+
+_LUMA_GAIN = 0.668
+"""Standard deviation of luma in white noise of deviation 1."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What ``bayesq.restore`` needs to know.
+
+    Attributes:
+        task: what was found to be the matter.
+        y: the measured values.
+        physics: the operator, with its noise.
+        likelihood: p(y | x).
+        sigma: standard deviation of the noise, given or measured, image units.
+        grey: whether the picture has no colours.
+    """
+
+    task: str
+    y: Tensor
+    physics: LinearPhysics
+    likelihood: Likelihood
+    sigma: float
+    grey: bool
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a few words."""
+        noise = f"noise of {255 * self.sigma:.2f}/255"
+        if self.task != "jpeg":
+            return f"{self.task}: {noise}"
+        step = 255 * float(self.physics.noise_model.step.median())
+        return f"jpeg: rounding in steps of {step:.0f}/255 (median), {noise} before it"
+
+
+def take(task: str, image: Image.Image, data: bytes, setting: Sequence[Any], noise: str = "auto") -> Measurement:
+    """Takes a file for a measurement.
+
+    Args:
+        task: a name of ``TASKS``, or ``jpeg``, or ``auto``: the former for a JPEG file of which the
+            coefficients can be read, ``denoise`` for any other.
+        image: the picture that the file holds.
+        data: the file.
+        setting: what the operator of the task takes before size and noise: kernel, scale or mask.
+        noise: its standard deviation, ``auto`` to measure it first, or ``infer`` to leave it to the inference.
+
+    Raises:
+        ImageError: the noise cannot be measured, or the file is no JPEG where one is meant.
+        OperatorError: the setting or the noise level makes no sense.
+    """
+    if task == "auto":
+        with suppress(ImageError):
+            return _take_jpeg(image, data, noise)
+        task = "denoise"
+    if task == "jpeg":
+        return _take_jpeg(image, data, noise)
+    y = to_tensor(image)
+    scale = setting[0] if task == "superres" else 1
+    size = (y.shape[2] * scale, y.shape[3] * scale)
+    known = noise not in ("auto", "infer")
+    physics = TASKS[task](*setting, size, parse_noise(noise) if known else 0.0)
+    if task == "demosaic":
+        y = y.mean(1, keepdim=True) * physics.mask
+    elif task == "colorize":
+        y = physics.A(y)
+    sigma = parse_noise(noise) if known else _measured(task, y, setting)
+    physics = physics if known else TASKS[task](*setting, size, sigma)
+    likelihood = UnknownGaussian(physics) if noise == "infer" else from_physics(physics)
+    grey = is_grey(image) and task not in COLOURED
+    return Measurement(task, y, physics, weighted(likelihood, 1 / 3) if grey else likelihood, sigma, grey)
+
+
+def _take_jpeg(image: Image.Image, data: bytes, noise: str) -> Measurement:
+    if noise == "infer":
+        raise OperatorError("the noise of a JPEG file is given or measured, not inferred")
+    grey = is_grey(image)
+    if noise != "auto":
+        sigma = parse_noise(noise)
+    elif min(image.size) < MIN_SIZE:
+        sigma = 0.0
+    else:  # by luma, since chroma may be subsampled
+        sigma = estimate_sigma(Decolorize().A(to_tensor(image))) / (1.0 if grey else _LUMA_GAIN)
+    y, physics = open_jpeg(data, sigma)
+    return Measurement("jpeg", y, physics, from_physics(physics), sigma, grey)
+
+
+def _measured(task: str, y: Tensor, setting: Sequence[Any]) -> float:
+    if task == "inpaint":
+        return estimate_masked_sigma(y, parse_mask(setting[0], (y.shape[2], y.shape[3])))
+    if task == "demosaic":  # each of the four places of the pattern is a picture of half the size
+        mosaic = y.sum(1, keepdim=True)[..., : y.shape[-2] // 2 * 2, : y.shape[-1] // 2 * 2]
+        return estimate_sigma(F.pixel_unshuffle(mosaic, 2))
+    return estimate_sigma(y)
