@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from bayesq.errors import ImageError
+
+if TYPE_CHECKING:
+    from bayesq.operators import JPEG
 
 PATCH = 8
 MIN_SIZE = 48
@@ -70,3 +75,22 @@ def estimate_masked_sigma(y: Tensor, observed: Tensor) -> float:
     if int(whole.sum()) < MIN_BLOCKS:
         raise ImageError("noise cannot be estimated from so few neighbouring observed pixels")
     return float(combine(y, -1)[whole].abs().median()) / 2 / 0.6745
+
+
+def estimate_coded_sigma(y: Tensor, physics: JPEG) -> float:
+    """Estimates the standard deviation of the white Gaussian noise that a picture had before it became a JPEG file.
+
+    The median over the 6 highest frequencies of the variance of luma's coefficients, less the variance step² / 12
+    that rounding gives them (Sheppard's correction). Noise of less than about half a step was rounded away, and is
+    underestimated, down to 0.
+
+    Args:
+        y: coefficients (1, N) of a file.
+        physics: its operator.
+    """
+    rows, columns = physics.blocks[0]
+    luma, steps = (v[0, : 64 * rows * columns].view(-1, 8, 8) for v in (y, physics.noise_model.step))
+    high = torch.arange(8)[:, None] + torch.arange(8) >= 12
+    excess = luma[:, high].var(0, unbiased=False) - steps[0, high].square() / 12
+    gain = float(physics.colours[0].norm())
+    return float(excess.median().clamp_min(0).sqrt()) / gain

@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from deepinv.physics import Decolorize, LinearPhysics
+from deepinv.physics import LinearPhysics
 from PIL import Image
 from torch import Tensor
 
+from bayesq import jpegfile
 from bayesq.errors import ImageError, OperatorError
 from bayesq.io import is_grey, to_tensor
 from bayesq.likelihoods import Likelihood, UnknownGaussian, from_physics, weighted
-from bayesq.noise import MIN_SIZE, estimate_masked_sigma, estimate_sigma
+from bayesq.noise import estimate_coded_sigma, estimate_masked_sigma, estimate_sigma
 from bayesq.operators import TASKS, open_jpeg, parse_mask, parse_noise
 
 COLOURED = ("demosaic", "colorize")
 """Tasks of which the measurement is a grey picture, and the restoration is not."""
-
-_LUMA_GAIN = 0.668
-"""Standard deviation of luma in white noise of deviation 1."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +93,10 @@ def take(task: str, image: Image.Image, data: bytes, setting: Sequence[Any], noi
 def _take_jpeg(image: Image.Image, data: bytes, noise: str) -> Measurement:
     if noise == "infer":
         raise OperatorError("the noise of a JPEG file is given or measured, not inferred")
-    grey = is_grey(image)
-    if noise != "auto":
-        sigma = parse_noise(noise)
-    elif min(image.size) < MIN_SIZE:
-        sigma = 0.0
-    else:  # by luma, since chroma may be subsampled
-        sigma = estimate_sigma(Decolorize().A(to_tensor(image))) / (1.0 if grey else _LUMA_GAIN)
-    y, physics = open_jpeg(data, sigma)
-    return Measurement("jpeg", y, physics, from_physics(physics), sigma, grey)
+    file = jpegfile.read(data)
+    sigma = estimate_coded_sigma(*open_jpeg(file)) if noise == "auto" else parse_noise(noise)
+    y, physics = open_jpeg(file, sigma)
+    return Measurement("jpeg", y, physics, from_physics(physics), sigma, is_grey(image))
 
 
 def _measured(task: str, y: Tensor, setting: Sequence[Any]) -> float:

@@ -1,3 +1,5 @@
+from io import BytesIO
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +7,8 @@ from skimage import data
 
 from bayesq import operators
 from bayesq.errors import ImageError
-from bayesq.noise import estimate_masked_sigma, estimate_sigma
+from bayesq.io import to_image
+from bayesq.noise import estimate_coded_sigma, estimate_masked_sigma, estimate_sigma
 
 PHOTOGRAPHS = ["astronaut", "chelsea", "coffee", "rocket"]
 
@@ -97,3 +100,19 @@ def test_noise_of_lone_pixels_is_unknown():
     observed[..., ::2, ::2] = 1
     with pytest.raises(ImageError, match="so few neighbouring"):
         estimate_masked_sigma(torch.rand(1, 3, 96, 80), observed)
+
+
+@pytest.mark.parametrize("name", PHOTOGRAPHS[:2])
+def test_noise_before_a_jpeg_file_is_found(name):
+    """Even where chroma is subsampled; what was rounded away counts as none."""
+
+    def found(x, quality):
+        buffer = BytesIO()
+        to_image(x).save(buffer, "JPEG", quality=quality)
+        return estimate_coded_sigma(*operators.open_jpeg(buffer.getvalue()))
+
+    x = photograph(name)[..., :256, :256]
+    y = x + noise(x, 20 / 255)
+    assert found(y, 95) == pytest.approx(20 / 255, rel=0.1)
+    assert found(y, 10) == 0.0
+    assert found(x, 80) == 0.0 and found(x, 95) < 5 / 255

@@ -15,6 +15,7 @@ from bayesq import jpegfile
 from bayesq.operators.classes import SMOOTHING, Rounding
 
 if TYPE_CHECKING:
+    from bayesq.jpegfile import JPEGFile
     from bayesq.operators.parse import Size
 
 _FROM_RGB = torch.tensor([[0.299, 0.587, 0.114], [-0.299, -0.587, 0.886], [0.701, -0.587, -0.114]])
@@ -85,17 +86,17 @@ class JPEG(LinearPhysics):
         return torch.einsum("cp,bphw->bchw", torch.linalg.pinv(self.colours), torch.cat(planes, 1))
 
 
-def open_jpeg(data: bytes, sigma: float = 0.0) -> tuple[Tensor, JPEG]:
+def open_jpeg(file: bytes | JPEGFile, sigma: float = 0.0) -> tuple[Tensor, JPEG]:
     """Reads a JPEG file as a measurement y (1, N) and its operator, which carries the rounding as its noise.
 
     Args:
-        data: the file.
+        file: what it holds, or its coefficients if they are read already.
         sigma: standard deviation of white noise that the picture had before it was coded, image units.
 
     Raises:
         ImageError: as ``bayesq.jpegfile.read``.
     """
-    file = jpegfile.read(data)
+    file = jpegfile.read(file) if isinstance(file, bytes) else file
     tables = [torch.from_numpy(plane.table).float() for plane in file.planes]
     physics = JPEG((file.height, file.width), tables, [plane.sampling for plane in file.planes], sigma)
     codes = torch.cat([torch.from_numpy(plane.codes).float().flatten() for plane in file.planes])[None]
