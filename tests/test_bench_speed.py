@@ -1,0 +1,45 @@
+"""The speed benchmark codes for real, and its stages add up to what it times."""
+
+import itertools
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from bayesq.bench import speed
+from bayesq.cli import main
+from bayesq.resources import data_dir
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    with Image.open(data_dir() / "coffee.png") as image:
+        image.crop((200, 100, 296, 180)).save(folder / "a.png")
+    return folder
+
+
+def test_compressai_codes_pictures_of_any_size():
+    codec, image = speed.CompressAI(), Image.new("RGB", (70, 50), (200, 30, 40))
+    assert codec.decode(codec.encode(image, 50)).size == image.size
+
+
+def test_stages_are_timed_one_by_one(tiny_codec):
+    ticks = itertools.count()
+    stages = speed.stages(tiny_codec.exported(), torch.rand(1, 3, 32, 48), 100, lambda: float(next(ticks)))
+    # Every timing takes a tick; a walk has three of entropy coding in it, each two ticks.
+    assert stages == dict(zip(speed.STAGES, [1, 7 - 3, 3, 7 - 3, 3, 1], strict=True))
+
+
+def test_the_command(small_codec_path, folder, capsys):
+    options = ["-m", small_codec_path, "--repeats", "1", "--cpu", "--quiet"]
+    assert main(["bench", "speed", str(folder), *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [it["name"] for it in report["timings"]][1:] == ["mbt2018-mean", "jpeg", "webp", "avif"]
+    assert all(it["encode"] > 0 and it["decode"] > 0 and it["bits_per_pixel"] > 0 for it in report["timings"])
+    ours, spent = report["timings"][0], report["stages"]
+    assert spent.keys() == set(speed.STAGES)
+    assert report["runtime"] == "torch" and 0 < spent["g_s"] < 10 * ours["decode"]
+    report = speed.Report(**report | {"timings": [speed.Timing(**it) for it in report["timings"]]})
+    assert "mbt2018-mean" in report.text() and "1.00" in report.text()
