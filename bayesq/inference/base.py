@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bayesq.cells import Cell
 from bayesq.codec import Codec
-from bayesq.likelihoods import Likelihood
+from bayesq.likelihoods import DecoderError, Likelihood
 from bayesq.prior import Walk, log_density
 
 State = TypeVar("State")
@@ -30,9 +30,10 @@ class Info:
     """What is worth watching in a step, summed over the batch.
 
     Attributes:
-        elbo: Evidence lower bound (for a point estimate, the log of the joint density), nats.
+        elbo: Evidence lower bound (for a point estimate, the log of the joint density), nats; NaN where the prior is
+            known by its gradient alone.
         log_likelihood: log p(y | x), nats.
-        bits: −log₂ of the prior's density, bits.
+        bits: −log₂ of the prior's density, bits; NaN as above.
     """
 
     elbo: float
@@ -71,6 +72,12 @@ class Posterior:
         """g_s of latents in the order of the walk: ``(B, 3, H, W)``, not clipped."""
         top, left = self.offset
         return self.codec.picture(values, *self._grid_size, self.level)[..., top:, left:]
+
+    def complete(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """From x = g_s(z) to draws of p(x | y, z), without a generator its means, where the decoder is said to err."""
+        if not isinstance(self.likelihood, DecoderError):
+            return x
+        return self.likelihood.complete(self.y, x, generator)
 
     def log_likelihood(self, values: Sequence[Tensor]) -> Tensor:
         """log p(y | g_s(z)), nats, ``(B,)``; pictures are clipped to [−0.1, 1.1] as in VBLE's code."""

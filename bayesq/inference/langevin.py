@@ -126,7 +126,8 @@ class _Langevin(ABC):
             for _ in range(self.thinning):
                 chain = replace(self._move(chain, generator)[0], log_step=chain.log_step)
             with torch.no_grad():
-                pictures.append(self.posterior.picture(chain.point.values).clamp(0, 1))
+                picture = self.posterior.picture(chain.point.values)
+                pictures.append(self.posterior.complete(picture, generator).clamp(0, 1))
         return torch.stack(pictures)
 
     def _chain(self, search: Search, generator: torch.Generator) -> Chain:

@@ -70,7 +70,7 @@ class VBLE:
         cells = state.cells
         values = [cell.sample(1, generator)[0] for cell in cells]
         entropy = torch.stack([cell.width.log().flatten(1).sum(1) for cell in cells]).sum(0)
-        return _climb(self.posterior, state, values, entropy, _cosine(self.rate, state.count, self.steps))
+        return _climb(self.posterior, state, values, entropy, cosine(self.rate, state.count, self.steps))
 
     def cells(self, state: Search) -> list[Cell]:
         return state.cells
@@ -92,13 +92,15 @@ class MAPz:
 
     def step(self, state: Search, generator: torch.Generator) -> tuple[Search, Info]:
         nothing = torch.zeros(len(self.posterior.level))
-        return _climb(self.posterior, state, state.centres, nothing, _cosine(self.rate, state.count, self.steps))
+        return _climb(self.posterior, state, state.centres, nothing, cosine(self.rate, state.count, self.steps))
 
     def cells(self, state: Search) -> list[Cell]:
         return state.cells
 
     def sample(self, state: Search, n: int, generator: torch.Generator) -> Tensor:
-        return _decode(self.posterior, state, 1, generator).expand(n, *[-1] * 4)
+        with torch.no_grad():
+            picture = self.posterior.complete(self.posterior.picture(state.centres)).clamp(0, 1)
+        return picture.expand(n, *[-1] * 4)
 
 
 def _start(posterior: Posterior, x0: Tensor, rate: float, widths: Callable[[Tensor], list[Tensor]]) -> Search:
@@ -123,7 +125,8 @@ def _climb(
     return replace(state, count=state.count + 1), Info(elbo, fit, -prior / math.log(2))
 
 
-def _cosine(rate: float, count: int, steps: int) -> float:
+def cosine(rate: float, count: int, steps: int) -> float:
+    """The learning rate of a step: it falls along half a cosine to a twentieth."""
     return rate * (0.05 + 0.95 * (1 + math.cos(math.pi * min(1.0, count / steps))) / 2)
 
 
@@ -131,4 +134,4 @@ def _cosine(rate: float, count: int, steps: int) -> float:
 def _decode(posterior: Posterior, state: Search, n: int, generator: torch.Generator) -> Tensor:
     cells = state.cells
     draws = ([cell.sample(1, generator)[0] for cell in cells] for _ in range(n))
-    return torch.stack([posterior.picture(values).clamp(0, 1) for values in draws])
+    return torch.stack([posterior.complete(posterior.picture(z), generator).clamp(0, 1) for z in draws])

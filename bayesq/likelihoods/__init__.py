@@ -13,6 +13,7 @@ from bayesq.errors import OperatorError
 from bayesq.likelihoods.base import SIGMA_FLOOR, Independent, Likelihood, Weighable, weighted
 from bayesq.likelihoods.cells import Cells
 from bayesq.likelihoods.counts import RATE_FLOOR, Poisson, PoissonGaussian
+from bayesq.likelihoods.decoder import DecoderError
 from bayesq.likelihoods.gaussian import Gaussian, UnknownGaussian
 from bayesq.likelihoods.mixture import Impulse, Mixture
 
@@ -23,6 +24,7 @@ __all__ = [
     "RATE_FLOOR",
     "SIGMA_FLOOR",
     "Cells",
+    "DecoderError",
     "Gaussian",
     "Impulse",
     "Independent",

@@ -18,11 +18,18 @@ def rate_weight(level: Tensor) -> Tensor:
     return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (level.float() / (LEVELS - 1))
 
 
+def decoder_error(level: int) -> float:
+    """Standard deviation of the error, image units, of a decoder trained at the level's rate weight λ.
+
+    γ² = 1 / (2 ln 2 · λ · 255²): the variance at which squared error costs as λ says (VBLE, Biquard et al.).
+    """
+    return float(1 / (2 * math.log(2) * rate_weight(torch.tensor(level)) * 255**2) ** 0.5)
+
+
 def level_of_noise(sigma: float) -> int:
     """The level at which coding removes most of white noise of standard deviation sigma from a picture.
 
-    A decoder trained at rate weight λ has error variance γ² = 1 / (2 ln 2 · λ · 255²) (VBLE, Biquard et al.). The level
-    is the one where γ = 0.87 σ, the best factor on held-out photographs.
+    It is the one where the decoder's error is 0.87 σ, the best factor on held-out photographs.
     """
     weight = 1 / (2 * math.log(2) * (255 * 0.87 * max(sigma, 1e-4)) ** 2)
     position = math.log(weight / LAMBDA_MIN) / math.log(LAMBDA_MAX / LAMBDA_MIN)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -37,10 +38,19 @@ def read_rgb(path: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-class Crops:
-    """Random square crops with random flips and transposition, uniform over the pixels of all pictures.
+def detail(crop: Tensor) -> float:
+    """Mean absolute difference between neighbouring pixels of ``(3, H, W)`` uint8."""
+    x = crop.int()
+    return float((x.diff(dim=1).abs().sum() + x.diff(dim=2).abs().sum()) / x.numel())
 
-    Decoded pictures stay in memory up to ``CACHE_PIXELS`` in all. What is drawn depends on the generator alone.
+
+class Crops:
+    """Random square crops with random scale, flips and transposition.
+
+    Pictures are drawn by their number of pixels; half of all crops are shrunk, by up to 2, since photographs come in
+    all sizes and a shrunk one holds more detail a pixel. Of every two candidates the one with more detail is taken:
+    skies are plenty in photographs and soon learned. Decoded pictures stay in memory up to ``CACHE_PIXELS`` in all.
+    What is drawn depends on the generator alone.
 
     Args:
         paths: Picture files; those smaller than a crop are left out.
@@ -75,13 +85,20 @@ class Crops:
         weights = (self._sizes.prod(1) * (self._sizes.amin(1) >= size)).double()
         if not weights.any():
             raise TrainingError(f"no picture is as large as a crop of {size} x {size}")
-        numbers = torch.multinomial(weights, count, replacement=True, generator=generator)
-        crops = []
-        for number in numbers.tolist():
-            picture = self._picture(number)
-            top, left = (int(torch.randint(extent - size + 1, (), generator=generator)) for extent in picture.shape[1:])
-            crop = picture[:, top : top + size, left : left + size]
-            flip, turn = torch.randint(2, (2,), generator=generator).tolist()
-            crop = crop.flip(2) if flip else crop
-            crops.append(crop.transpose(1, 2) if turn else crop)
+        numbers = torch.multinomial(weights, 2 * count, replacement=True, generator=generator)
+        pairs = [self._candidate(number, size, generator) for number in numbers.tolist()]
+        crops = [max(pair, key=detail) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
         return torch.stack(crops).float() / 255
+
+    def _candidate(self, number: int, size: int, generator: torch.Generator) -> Tensor:
+        picture = self._picture(number)
+        largest = min(2.0, min(picture.shape[1:]) / size)
+        shrink = max(1.0, largest ** float(2 * torch.rand((), generator=generator) - 1))
+        side = round(size * shrink)
+        top, left = (int(torch.randint(extent - side + 1, (), generator=generator)) for extent in picture.shape[1:])
+        crop = picture[:, top : top + side, left : left + side]
+        if side > size:
+            crop = F.interpolate(crop[None], (size, size), mode="bicubic", antialias=True)[0]
+        flip, turn = torch.randint(2, (2,), generator=generator).tolist()
+        crop = crop.flip(2) if flip else crop
+        return crop.transpose(1, 2) if turn else crop
