@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,15 @@ from bayesq.likelihoods import from_physics
 
 SIDE, BLOCK, STEP, SCALE, SIGMA = 8, 4, 0.02, 3.0, 0.05
 VARIANCE = SCALE**2 + 1 / 12  # of the Gaussian smoothed by the unit cell
+BINOMIAL = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
 OPERATORS = {
     "denoise": lambda side=SIDE: operators.denoise((side, side), SIGMA),
     "inpaint": lambda side=SIDE: operators.inpaint(torch.arange(side**2).view(side, side) % 3 > 0, (side, side), SIGMA),
-    "deblur": lambda side=SIDE: operators.blur("gaussian:0.7", (side, side), SIGMA),
+    "deblur": lambda side=SIDE: operators.blur(BINOMIAL, (side, side), SIGMA),
 }
 
 
+@cache
 def rotation() -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.linalg.qr(torch.randn(3 * BLOCK**2, 3 * BLOCK**2, generator=generator)).Q

@@ -1,7 +1,8 @@
-"""Posterior inference over the latents of a codec, one algorithm a file, all with init, step and sample."""
+"""Posterior inference over the latents of a codec, or over pixels, all with init, step and sample."""
 
 from bayesq.inference.base import Algorithm, Info, Posterior
 from bayesq.inference.langevin import MALA, ULA
+from bayesq.inference.score import REDDiff, ScoreDVI
 from bayesq.inference.vble import VBLE, MAPz
 
-__all__ = ["MALA", "ULA", "VBLE", "Algorithm", "Info", "MAPz", "Posterior"]
+__all__ = ["MALA", "ULA", "VBLE", "Algorithm", "Info", "MAPz", "Posterior", "REDDiff", "ScoreDVI"]

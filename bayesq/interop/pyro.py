@@ -10,7 +10,9 @@ to integers (see ``bayesq.inference.langevin``).
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -35,7 +37,7 @@ class Law(dist.TorchDistribution):
         shape: ``(B, C, h, w)`` of the latent.
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(constraints.real, 4)
 
     def __init__(self, conditional: Conditional, shape: torch.Size) -> None:
@@ -46,9 +48,9 @@ class Law(dist.TorchDistribution):
         """Log of the unit-cell-smoothed density, nats, one number."""
         return self.conditional.log_density(value).sum()
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws from the smoothed density, with torch's global generator as all of Pyro."""
-        draws = [self.conditional.sample() for _ in range(sample_shape.numel())]
+        draws = [self.conditional.sample() for _ in range(math.prod(sample_shape))]
         return torch.stack(draws).view(*sample_shape, *self.event_shape)
 
 
