@@ -9,9 +9,9 @@ from linear_gaussian import OPERATORS, SIDE, SIGMA, STEP, VARIANCE, exact, grey,
 from torch import Tensor
 
 from bayesq import operators
-from bayesq.inference import MALA, ULA, VBLE, Algorithm, MAPz, Posterior
+from bayesq.inference import MALA, ULA, VBLE, Algorithm, MAPz, Posterior, VBLExz
 
-SEARCHES = [VBLE, MAPz]
+SEARCHES = [VBLE, MAPz, VBLExz]
 ALGORITHMS = [*SEARCHES, MALA, ULA]
 
 

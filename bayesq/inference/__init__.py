@@ -4,5 +4,6 @@ from bayesq.inference.base import Algorithm, Info, Posterior
 from bayesq.inference.langevin import MALA, ULA
 from bayesq.inference.score import REDDiff, ScoreDVI
 from bayesq.inference.vble import VBLE, MAPz
+from bayesq.inference.xz import VBLExz
 
-__all__ = ["MALA", "ULA", "VBLE", "Algorithm", "Info", "MAPz", "Posterior", "REDDiff", "ScoreDVI"]
+__all__ = ["MALA", "ULA", "VBLE", "Algorithm", "Info", "MAPz", "Posterior", "REDDiff", "ScoreDVI", "VBLExz"]

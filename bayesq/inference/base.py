@@ -83,6 +83,11 @@ class Posterior:
         """log p(y | g_s(z)), nats, ``(B,)``; pictures are clipped to [−0.1, 1.1] as in VBLE's code."""
         return self.likelihood.log_prob(self.y, self.picture(values).clamp(-0.1, 1.1))
 
+    def log_likelihood_of_picture(self, x: Tensor) -> Tensor:
+        """log p(y | x) of pictures, in which no decoder errs, clipped to the same range; nats, ``(B,)``."""
+        likelihood = self.likelihood.likelihood if isinstance(self.likelihood, DecoderError) else self.likelihood
+        return likelihood.log_prob(self.y, x.clamp(-0.1, 1.1))
+
     def walk(self) -> Walk:
         """The prior's walk for the pictures of the batch."""
         return self.codec.walk(len(self.level), *self._grid_size, self.level)

@@ -84,9 +84,6 @@ class _OnPixels:
         noise = torch.randn((n, *state.mean.shape), generator=generator).to(state.mean)
         return (state.mean + state.std * noise).clamp(0, 1)
 
-    def _log_likelihood(self, x: Tensor) -> Tensor:
-        return self.posterior.likelihood.log_prob(self.posterior.y, x.clamp(-0.1, 1.1))
-
     @torch.no_grad()
     def _score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """w ∇ log p_σ(x), nats by image unit; w is the prior's weight."""
@@ -135,7 +132,7 @@ class REDDiff(_OnPixels):
         # The score of the noise alone has mean zero, and takes most of the variance away.
         own = self.posterior.prior_weight * noise / sigma.view(-1, 1, 1, 1) ** 2
         score = self._score(mean.detach() + noise, sigma) + own
-        return self._climb(state, self.rate, self._log_likelihood(mean), _inner(score, mean))
+        return self._climb(state, self.rate, self.posterior.log_likelihood_of_picture(mean), _inner(score, mean))
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class ScoreDVI(_OnPixels):
         log_likelihood, log_prior = torch.zeros(len(mean)), torch.zeros(len(mean))
         for _ in range(self.draws):
             x = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-            log_likelihood = log_likelihood + self._log_likelihood(x) / self.draws
+            log_likelihood = log_likelihood + self.posterior.log_likelihood_of_picture(x) / self.draws
             log_prior = log_prior + _inner(self._score(x.detach(), sigma), x) / self.draws
         entropy = self.posterior.prior_weight * state.log_std.flatten(1).sum(1)
         return self._climb(state, self.rate, log_likelihood, log_prior + entropy)

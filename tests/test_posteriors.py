@@ -1,0 +1,105 @@
+"""Samplers against posteriors that are known: moments, simulation-based calibration, and each other."""
+
+import pytest
+import torch
+from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHyperprior
+from linear_gaussian import OPERATORS, exact, grey, latents, measure, posterior, prior_draws, run
+from scipy import stats
+from torch import Tensor
+
+from bayesq import operators
+from bayesq.codec import Codec
+from bayesq.inference import MALA, ULA, VBLE, MAPz, Posterior, REDDiff, ScoreDVI, VBLExz
+from bayesq.interop.pyro import nuts
+from bayesq.likelihoods import from_physics
+
+ALGORITHMS = [VBLE, VBLExz, MAPz, MALA, ULA, REDDiff, ScoreDVI]
+
+
+def mala(target: Posterior, x0: Tensor, samples: int) -> Tensor:
+    """Pictures of a chain for each picture, far enough apart to be all but independent."""
+    algorithm = MALA(target, 120, searching=0.4, thinning=24)
+    state, _, generator = run(algorithm, x0, 120)
+    return algorithm.sample(state, samples, generator)
+
+
+def no_u_turns(target: Posterior, x0: Tensor, samples: int) -> Tensor:
+    return nuts(target, x0, samples, 40, torch.Generator().manual_seed(0), max_tree_depth=4)
+
+
+@pytest.mark.parametrize(("sampler", "name"), [(mala, name) for name in OPERATORS] + [(no_u_turns, "deblur")])
+def test_samples_have_the_exact_moments(sampler, name):
+    """Chains of one measurement: their mean, and their covariance in the posterior's own coordinates."""
+    chains, samples = 32, 10
+    physics = OPERATORS[name](4)
+    y = measure(physics, prior_draws(4))
+    z = latents(sampler(posterior(physics, y.expand(chains, *y.shape[1:]), 4), grey(chains, 4), samples))
+    white = exact(physics, y, 4).whiten(z.flatten(0, 1))
+    dimensions = white.shape[1]
+    assert white.mean(0).square().mean() < 2 / (chains * samples)
+    assert abs(white.var(0).mean() - 1) < 0.04
+    for part in white.var(0).split(dimensions // 4):
+        assert abs(part.mean() - 1) < 0.08
+    correlation = torch.corrcoef(white.T) - torch.eye(dimensions)
+    assert correlation.square().mean() < 2 / (chains * samples)
+
+
+@pytest.mark.parametrize(("sampler", "count"), [(mala, 200), (no_u_turns, 40)])
+def test_ranks_are_uniform(sampler, count):
+    """Simulation-based calibration (Talts et al. 2018): truths from the prior rank evenly among their samples."""
+    physics = OPERATORS["deblur"](4)
+    truth = prior_draws(4, count)
+    y = measure(physics, truth)
+    z = latents(sampler(posterior(physics, y, 4), grey(count, 4), 7))
+    directions = torch.linalg.qr(torch.randn(48, 6, generator=torch.Generator().manual_seed(5))).Q
+    ranks = (z @ directions < truth.flatten(1) @ directions).sum(0).flatten()
+    assert stats.chisquare(torch.bincount(ranks, minlength=8).numpy()).pvalue > 0.01
+
+
+def test_unadjusted_chains_spread_a_little_more():
+    physics = OPERATORS["deblur"](4)
+    y = measure(physics, prior_draws(4))
+    chains, step = 32, 0.4
+    algorithm = ULA(posterior(physics, y.expand(chains, *y.shape[1:]), 4), 200, thinning=20, step_size=step)
+    state, _, generator = run(algorithm, grey(chains, 4), 200)
+    white = exact(physics, y, 4).whiten(latents(algorithm.sample(state, 10, generator)).flatten(0, 1))
+    assert white.mean(0).square().mean() < 2 / (10 * chains)
+    assert 1 < white.var(0).mean() < 1 + 2 * step**2
+
+
+def tiny(kind: type) -> Codec:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Codec.from_compressai(kind(8, 12))
+
+
+def foreign(kind: type, count: int = 1) -> tuple[Posterior, Tensor]:
+    """Blurred pictures under the prior of a CompressAI model with random weights."""
+    physics = operators.blur("gaussian:0.7", (16, 16), 0.1)
+    x = torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    y = operators.degrade(x, physics, torch.Generator().manual_seed(1))
+    return Posterior(y, from_physics(physics), tiny(kind), torch.zeros(count, dtype=torch.int64), (16, 16)), y
+
+
+@pytest.mark.parametrize("kind", [MeanScaleHyperprior, JointAutoregressiveHierarchicalPriors])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_takes_priors_of_compressai(algorithm, count, kind):
+    target, x0 = foreign(kind, count)
+    search = algorithm(target, 6)
+    state, trace, generator = run(search, x0, 6)
+    pictures = search.sample(state, 2, generator)
+    assert pictures.shape == (2, count, 3, 16, 16) and pictures.isfinite().all()
+    assert len(trace) == 6 and all(abs(info.log_likelihood) < float("inf") for info in trace)
+
+
+def test_vble_agrees_with_nuts():
+    """On a prior with a hyper-latent: the same mean, and a spread that is no larger on the whole."""
+    target, x0 = foreign(MeanScaleHyperprior)
+    algorithm = VBLE(target, 300)
+    state, _, generator = run(algorithm, x0, 300)
+    ours = algorithm.sample(state, 200, generator)
+    reference = no_u_turns(target, x0, 200)
+    distance = (ours.mean(0) - reference.mean(0)).square().mean().sqrt()
+    assert distance < 0.35 * reference.std(0).mean()
+    assert 0.6 < ours.std(0).mean() / reference.std(0).mean() < 1.1
