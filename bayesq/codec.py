@@ -98,6 +98,7 @@ class Codec(nn.Module):
         self.reduction, self.multiple, self.architecture = reduction, multiple, architecture
         self.name = "unnamed"
         self.model_id = bytes(8)
+        self.folder: Path | None = None
         self._runtime: Runtime | None = None
 
     @property
@@ -358,6 +359,7 @@ class Codec(nn.Module):
             reason = shorten(str(error), 200)
             raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
         codec.prior.scales.check()
+        codec.folder = path.parent
         codec.name, codec.model_id = path.parent.name, reads or hashlib.sha256(path.read_bytes()).digest()[:8]
         return codec
 

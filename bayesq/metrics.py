@@ -174,3 +174,97 @@ def gaussian_coverage(mean: Tensor, std: Tensor, truth: Tensor, levels: Sequence
     z = torch.special.ndtri((1 + torch.tensor(levels, dtype=torch.float64)) / 2).to(mean)
     error = (truth - mean).abs()
     return torch.stack([(error <= quantile * std).float().mean() for quantile in z])
+
+
+def interval_widths(samples: Tensor, levels: Sequence[float] = LEVELS) -> Tensor:
+    """Measures how wide the intervals of ``coverage`` are on average: their sharpness; (len(levels),), image units."""
+    ordered, n = samples.sort(0).values, len(samples)
+    widths = []
+    for level in levels:
+        rank = min(max((1 - level) * (n + 1) / 2, 1.0), n / 2)
+        inside = [(ordered[n - a] - ordered[a - 1]).mean() for a in (math.floor(rank), math.ceil(rank))]
+        widths.append(torch.lerp(inside[0], inside[1], rank - math.floor(rank)))
+    return torch.stack(widths)
+
+
+def crps(samples: Tensor, truth: Tensor) -> Tensor:
+    """Computes the continuous ranked probability score, E|X − t| − E|X − X'| / 2, from samples; less is better.
+
+    The fair estimate, without the bias of few samples (Ferro, "Fair scores for ensemble forecasts", 2014).
+
+    Args:
+        samples: (n, *shape), n at least 2.
+        truth: shape.
+
+    Returns:
+        Scores in image units, of the truth's shape.
+    """
+    n = len(samples)
+    place = 2 * torch.arange(1, n + 1, dtype=samples.dtype, device=samples.device) - n - 1
+    spread = (place.view(-1, *[1] * truth.ndim) * samples.sort(0).values).sum(0) / (n * (n - 1))
+    return (samples - truth).abs().mean(0) - spread
+
+
+def gaussian_crps(mean: Tensor, std: Tensor, truth: Tensor) -> Tensor:
+    """Computes the continuous ranked probability score of normal laws (Gneiting and Raftery, 2007), elementwise."""
+    std = std.clamp_min(1e-6)
+    z = (truth - mean) / std
+    density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
+    return std * (z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+
+
+def pit_histogram(samples: Tensor, truth: Tensor, generator: torch.Generator, bins: int = 10) -> Tensor:
+    """Counts where the truth lies among the samples: shares (bins,) of sum 1, all alike for a calibrated posterior.
+
+    A histogram that is high at both ends tells of samples too much alike, a hump of samples spread too widely. The
+    place is (rank + U) / (n + 1), with ties broken at random (Gneiting et al., 2007; Talagrand's rank histogram).
+    """
+    ties = (samples == truth).sum(0)
+    below = (samples < truth).sum(0)
+    uniform = torch.rand((2, *truth.shape), generator=generator, device=truth.device)
+    rank = below + (uniform[0] * (ties + 1)).floor()
+    place = (rank + uniform[1]) / (len(samples) + 1)
+    return torch.histc(place.float(), bins, 0, 1) / place.numel()
+
+
+def sparsification(mean: Tensor, std: Tensor, truth: Tensor, points: int = 20) -> tuple[Tensor, Tensor]:
+    """Computes the error that is left when the most uncertain pixels are left out (Ilg et al., ECCV 2018).
+
+    Args:
+        mean: estimate, any shape.
+        std: its uncertainty, the same shape.
+        truth: the same shape.
+        points: how many shares to leave out, from 0 to 1 − 1/points.
+
+    Returns:
+        Root mean square errors (points,) of the rest relative to that of all, ordered by std, and by the error itself,
+        which no uncertainty can beat. The mean difference of the two is ``ause``.
+    """
+    error = (truth - mean).square().flatten().double()
+    order = std.flatten().argsort(descending=True)
+    curves = []
+    for ordered in (error[order], error.sort(descending=True).values):
+        rest = ordered.flip(0).cumsum(0).flip(0)
+        first = (torch.arange(points) * len(error)) // points
+        curves.append((rest[first] / (len(error) - first)).sqrt() / error.mean().sqrt())
+    return curves[0].float(), curves[1].float()
+
+
+def ause(mean: Tensor, std: Tensor, truth: Tensor) -> float:
+    """Computes the area between the two curves of ``sparsification``: 0 for an uncertainty that orders all errors."""
+    by_std, by_error = sparsification(mean, std, truth)
+    return float((by_std - by_error).mean())
+
+
+def spatial_correlation(error: Tensor, lags: int = 8) -> Tensor:
+    """Computes the correlation of errors (..., H, W) with those 1 … lags pixels to the right and below; (lags,).
+
+    To be compared between truth − mean and sample − mean: a posterior whose samples err as the mean does is believable
+    in what it says of areas, not of pixels alone.
+    """
+    energy = error.square().mean().clamp_min(1e-20)
+    pairs = [
+        (error[..., lag:, :] * error[..., :-lag, :]).mean() + (error[..., lag:] * error[..., :-lag]).mean()
+        for lag in range(1, lags + 1)
+    ]
+    return torch.stack(pairs) / (2 * energy)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 
 from bayesq import zoo
+from bayesq.calibration import of_model
 from bayesq.cells import Cell
 from bayesq.codec import Codec
 from bayesq.errors import ImageError, OperatorError
@@ -39,7 +41,8 @@ class Restoration:
     Attributes:
         mean: Posterior mean ``(B, 3, H, W)`` in [0, 1]: the estimate of least mean square error.
         std: Posterior standard deviation of each value, same shape, image units.
-        samples: Pictures drawn from the posterior ``(n, B, 3, H, W)``.
+        samples: Pictures drawn from the posterior ``(n, B, 3, H, W)``. These and std are recalibrated if the model
+            comes with a calibration (``bayesq.calibration``).
         cells: The latents' cells on the first grid, in the order of the prior's walk.
         trace: One entry a step of the inference, grid after grid.
         quality: The prior's quality, 0 to 100.
@@ -53,6 +56,15 @@ class Restoration:
     trace: tuple[Info, ...]
     quality: float
     seconds: float
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Lower and upper ends of the central interval that holds each true value with probability ``level``.
+
+        Student's, since mean and deviation are those of so many samples.
+        """
+        n = len(self.samples)
+        reach = float(student.ppf((1 + level) / 2, n - 1)) * math.sqrt(1 + 1 / n) * self.std
+        return (self.mean - reach).clamp(0, 1), (self.mean + reach).clamp(0, 1)
 
     def plot(self, measurement: Tensor | None = None) -> Figure:
         """A figure of the first picture: measurement, mean, standard deviation and samples."""
@@ -81,6 +93,7 @@ def restore(
     grids: int = len(OFFSETS),
     samples: int = SAMPLES,
     prior_weight: float = 1.0,
+    calibrated: bool = True,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Restoration:
@@ -99,6 +112,7 @@ def restore(
             spread more truly.
         samples: Posterior samples to draw, at least 2.
         prior_weight: Power of the prior; 1 is Bayes' rule.
+        calibrated: Spread the samples as the model's calibration says, where it has one and the algorithm is ``VBLE``.
         generator: Source of all randomness; by default seeded with 0.
         progress: Show a progress bar on stderr.
 
@@ -140,7 +154,8 @@ def restore(
             draws.append(search.sample(state, len(range(place, samples, len(offsets))), generator))
             cells = cells or [Cell(cell.centre.detach(), cell.width.detach()) for cell in search.cells(state)]
     pictures = torch.cat(draws)
-    return Restoration(
+    correction = of_model(codec) if calibrated and algorithm is VBLE else None
+    restoration = Restoration(
         mean=pictures.mean(0),
         std=pictures.std(0),
         samples=pictures,
@@ -149,6 +164,7 @@ def restore(
         quality=quality_of(level),
         seconds=time.perf_counter() - began,
     )
+    return correction.correct(restoration, physics) if correction else restoration
 
 
 def _first_picture(y: Tensor, physics: Physics, codec: Codec, level: int) -> Tensor:

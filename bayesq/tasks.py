@@ -15,7 +15,7 @@ from torch import Tensor
 from bayesq import jpegfile
 from bayesq.errors import ImageError, OperatorError
 from bayesq.io import is_grey, to_tensor
-from bayesq.likelihoods import Likelihood, UnknownGaussian, from_physics, weighted
+from bayesq.likelihoods import Gaussian, Likelihood, UnknownGaussian, from_physics, weighted
 from bayesq.noise import estimate_coded_sigma, estimate_masked_sigma, estimate_sigma
 from bayesq.operators import TASKS, open_jpeg, parse_mask, parse_noise
 
@@ -85,9 +85,13 @@ def take(task: str, image: Image.Image, data: bytes, setting: Sequence[Any], noi
         y = physics.A(y)
     sigma = parse_noise(noise) if known else _measured(task, y, setting)
     physics = physics if known else TASKS[task](*setting, size, sigma)
-    likelihood = UnknownGaussian(physics) if noise == "infer" else from_physics(physics)
     grey = is_grey(image) and task not in COLOURED
-    return Measurement(task, y, physics, weighted(likelihood, 1 / 3) if grey else likelihood, sigma, grey)
+    likelihood: Likelihood
+    if noise == "infer":
+        likelihood = weighted(UnknownGaussian(physics), 1 / 3 if grey else 1.0)
+    else:  # the three channels of a grey picture are one observation, and so is their noise
+        likelihood = Gaussian(physics, sigma * 3**0.5 if grey else sigma)
+    return Measurement(task, y, physics, likelihood, sigma, grey)
 
 
 def _take_jpeg(image: Image.Image, data: bytes, noise: str) -> Measurement:

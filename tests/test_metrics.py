@@ -168,3 +168,64 @@ def test_gaussian_coverage_is_nominal_for_gaussian_errors(generator):
         metrics.gaussian_coverage(mean, std, truth), torch.tensor(metrics.LEVELS), atol=0.005, rtol=0
     )
     assert metrics.gaussian_coverage(mean, 0 * std, mean).eq(1).all()
+
+
+class TestErrorBars:
+    """Laws of the figures of merit of uncertainty, on truths drawn from a posterior that is known."""
+
+    SHAPE = (1, 3, 64, 64)
+
+    @pytest.fixture
+    def generator(self):
+        return torch.Generator().manual_seed(0)
+
+    def draw(self, generator, n=20, spread=1.0):
+        std = 0.02 + 0.1 * torch.rand(self.SHAPE, generator=generator)
+        truth, samples = (torch.randn(k, *self.SHAPE, generator=generator) * std for k in (1, n))
+        return truth[0], spread * samples, std
+
+    def test_crps_is_least_for_the_true_law_and_agrees_with_the_normal_one(self, generator):
+        truth, samples, std = self.draw(generator)
+        score = metrics.crps(samples, truth)
+        assert score.shape == truth.shape
+        zero = torch.zeros_like(truth)
+        assert float(score.mean()) == pytest.approx(float(metrics.gaussian_crps(zero, std, truth).mean()), rel=0.03)
+        for wrong in (0.5, 2.0):
+            assert metrics.crps(wrong * samples, truth).mean() > 1.02 * score.mean()
+            assert metrics.gaussian_crps(zero, wrong * std, truth).mean() > 1.02 * score.mean()
+        same = truth.expand(3, *truth.shape)
+        assert float(metrics.crps(same + 0.1, truth).mean()) == pytest.approx(0.1, rel=1e-4)
+
+    def test_widths_are_those_of_the_law(self, generator):
+        _, samples, std = self.draw(generator, n=200)
+        normal = torch.special.ndtri((1 + torch.tensor(metrics.LEVELS)) / 2)
+        torch.testing.assert_close(metrics.interval_widths(samples), 2 * normal * std.mean(), rtol=0.03, atol=0)
+        assert metrics.interval_widths(samples[:2]).isfinite().all()
+
+    def test_pit_is_flat_when_calibrated_and_tells_what_is_wrong(self, generator):
+        truth, samples, _ = self.draw(generator)
+        flat = metrics.pit_histogram(samples, truth, generator)
+        assert float(flat.sum()) == pytest.approx(1) and (flat - 0.1).abs().max() < 0.012
+        narrow = metrics.pit_histogram(0.5 * samples, truth, generator)
+        assert narrow[0] > 0.15 < narrow[-1]
+        ties = metrics.pit_histogram(torch.zeros(20, *self.SHAPE), torch.zeros(self.SHAPE), generator)
+        assert (ties - 0.1).abs().max() < 0.012
+
+    def test_sparsification_orders_by_uncertainty(self, generator):
+        truth, _, std = self.draw(generator)
+        zero = torch.zeros_like(truth)
+        by_std, best = metrics.sparsification(zero, std, truth)
+        assert (
+            float(by_std[0]) == float(best[0]) == pytest.approx(1)
+            and (best <= by_std + 1e-6).all()
+            and by_std[-1] < 0.7
+        )
+        assert metrics.ause(zero, truth.abs(), truth) == pytest.approx(0, abs=1e-6)
+        assert 0 < metrics.ause(zero, std, truth) < metrics.ause(zero, torch.rand_like(std), truth)
+
+    def test_spatial_correlation_of_white_and_of_smooth_errors(self, generator):
+        white = torch.randn(self.SHAPE, generator=generator)
+        assert metrics.spatial_correlation(white).abs().max() < 0.05
+        smooth = torch.nn.functional.avg_pool2d(white, 4, 1)
+        expected = torch.tensor([0.75, 0.5, 0.25, 0, 0, 0, 0, 0])
+        torch.testing.assert_close(metrics.spatial_correlation(smooth), expected, rtol=0, atol=0.1)

@@ -9,7 +9,7 @@ from PIL import Image
 from bayesq import operators, tasks
 from bayesq.errors import ImageError, OperatorError
 from bayesq.io import to_image, to_tensor
-from bayesq.likelihoods import Cells, Gaussian, UnknownGaussian
+from bayesq.likelihoods import Cells, Gaussian, UnknownGaussian, weighted
 from bayesq.resources import data_dir
 
 
@@ -68,11 +68,16 @@ def test_noise_before_coding_is_measured(picture):
 
 def test_grey_values_count_once(picture):
     grey = picture.convert("L")
-    found = tasks.take("denoise", grey, b"", [], "0.1")
     x = to_tensor(picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM).convert("L"))
-    alone = Gaussian(found.physics, 0.1).log_prob(found.y[:, :1], x[:, :1])
-    torch.testing.assert_close(found.likelihood.log_prob(found.y, x), alone)
-    assert found.grey and found.likelihood.num_observed(found.y) == 192 * 196
+    z = x.roll(1, -1)
+    found = tasks.take("denoise", grey, b"", [], "0.1")
+    law, alone = found.likelihood, Gaussian(found.physics, 0.1)
+    y = found.y
+    ratio = alone.log_prob(y[:, :1], x[:, :1]) - alone.log_prob(y[:, :1], z[:, :1])
+    torch.testing.assert_close(law.log_prob(y, x) - law.log_prob(y, z), ratio, rtol=1e-4, atol=0.01)
+    unknown, single = weighted(UnknownGaussian(found.physics), 1 / 3), UnknownGaussian(found.physics)
+    torch.testing.assert_close(unknown.log_prob(y, x), single.log_prob(y[:, :1], x[:, :1]), rtol=1e-4, atol=0.01)
+    assert found.grey and unknown.num_observed(y) == 192 * 196
 
 
 def test_what_cannot_be_taken(picture):

@@ -1,0 +1,108 @@
+"""Recalibration of restorations that are wrong in a known way."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from bayesq import calibration, metrics, operators
+from bayesq.calibration import Calibration, Problem, Trial, activity, fit, of_model
+from bayesq.codec import Codec
+from bayesq.errors import ModelError
+from bayesq.restore import Restoration, restore
+
+SIZE = (48, 48)
+
+
+def trial(generator, narrow, power, physics=None):
+    """Restorations whose errors grow with the activity of the mean, and whose samples are narrow and do not know."""
+    texture = torch.linspace(0, 0.2, SIZE[1]) * torch.randn(4, 3, *SIZE, generator=generator)
+    mean = (0.5 + texture).clamp(0.2, 0.8)
+    law = 0.02 * ((activity(mean) + calibration.FAINT) / 0.05) ** power
+    draws = law / narrow * torch.randn(24, *mean.shape, generator=generator)
+    if power:
+        draws = draws / ((activity(mean) + calibration.FAINT) / 0.05) ** power
+    truth = mean + law * torch.randn(mean.shape, generator=generator)
+    samples = mean + draws - draws.mean(0)
+    result = Restoration(mean, samples.std(0), samples, [], (), 50.0, 0.0)
+    return Trial(truth, result, physics or operators.denoise(SIZE, 0.1))
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.7])
+def test_what_was_wrong_is_found_and_made_good(power, generator):
+    trials = [trial(generator, narrow, power) for narrow in (1.5, 3.0)]
+    trials[1] = Trial(trials[1].truth, trials[1].restoration, operators.blur("gaussian:2", SIZE, 0.01))
+    found = fit("00", trials)
+    assert found.power == pytest.approx(power, abs=0.11)
+    assert found.scales == pytest.approx((1.5, 3.0), rel=0.1)
+    for fresh in (trial(generator, 1.5, power), trial(generator, 3.0, power, trials[1].physics)):
+        before, after = fresh.restoration, found.correct(fresh.restoration, fresh.physics)
+        shares = metrics.coverage(after.samples, fresh.truth)
+        torch.testing.assert_close(shares, torch.tensor(metrics.LEVELS), rtol=0, atol=0.02)
+        low, high = after.interval(0.9)
+        assert ((fresh.truth >= low) & (fresh.truth <= high)).float().mean() == pytest.approx(0.9, abs=0.02)
+        assert metrics.coverage(before.samples, fresh.truth)[2] < 0.85
+        assert metrics.crps(after.samples, fresh.truth).mean() < metrics.crps(before.samples, fresh.truth).mean()
+        assert torch.equal(after.mean, before.mean) and after.samples.min() >= 0 and after.samples.max() <= 1
+        torch.testing.assert_close(after.samples.std(0), after.std, rtol=1e-3, atol=1e-4)
+
+
+def test_problems_in_between_are_treated_so():
+    problems = [Problem.of(operators.denoise(SIZE, sigma), SIZE) for sigma in (0.05, 0.2)]
+    found = Calibration("00", 0.0, tuple(problems), (1.0, 2.0))
+    assert found.scale(problems[0]) < 1.05 and found.scale(problems[1]) > 1.9
+    middle = found.scale(Problem.of(operators.denoise(SIZE, 0.1), SIZE))
+    assert middle == pytest.approx(math.sqrt(2), rel=0.01)
+    other = Problem.of(operators.colorize(SIZE, 0.05), SIZE)
+    assert other.family == "other" and 1 <= found.scale(other) <= 2
+
+
+@pytest.mark.parametrize(
+    ("physics", "family", "gain"),
+    [
+        (operators.denoise(SIZE, 0.1), "denoise", 1.0),
+        (operators.blur([[0.5, 0.5]], SIZE, 0.1), "deblur", math.sqrt(0.5)),
+        (operators.inpaint(torch.arange(48) % 2 + torch.zeros(SIZE), SIZE, 0.1), "inpaint", math.sqrt(0.5)),
+        (operators.demosaic(SIZE, 0.0), "demosaic", math.sqrt(1 / 3)),
+        (operators.JPEG(SIZE, [torch.ones(8, 8)], [(1, 1)]), "jpeg", math.sqrt(1 / 3)),
+    ],
+)
+def test_operators_are_told_apart(physics, family, gain):
+    problem = Problem.of(physics, SIZE)
+    assert problem.family == family
+    assert math.exp(problem.gain) == pytest.approx(gain, rel=0.03)
+    assert math.isfinite(problem.noise)
+
+
+def test_a_calibration_is_used_for_its_model_alone(small_codec_path, tmp_path, caplog, generator):
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(Path(small_codec_path).read_bytes())
+    codec = Codec.load(weights)
+    assert of_model(codec) is None
+    physics = operators.denoise(SIZE, 0.1)
+    y = operators.degrade(torch.full((1, 3, *SIZE), 0.5), physics, generator)
+    plain = restore(y, physics, codec=codec, steps=2, samples=4, grids=1)
+    found = Calibration(codec.model_id.hex(), 0.0, (Problem.of(physics, SIZE),), (2.0,))
+    found.save(tmp_path / calibration.FILE)
+    assert of_model(codec) == found
+    wide = restore(y, physics, codec=codec, steps=2, samples=4, grids=1)
+    torch.testing.assert_close(wide.std, 2 * plain.std)
+    torch.testing.assert_close(wide.mean, plain.mean)
+    narrow = restore(y, physics, codec=codec, steps=2, samples=4, grids=1, calibrated=False)
+    assert torch.equal(narrow.samples, plain.samples)
+    Calibration("11" * 8, 0.0, found.problems, found.scales).save(tmp_path / calibration.FILE)
+    assert of_model(codec) is None and "run bayesq calibrate" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "00", "power": 0.1, "problems": [], "scales": []}'])
+def test_damaged_files_are_refused(text, tmp_path):
+    path = tmp_path / calibration.FILE
+    path.write_text(text)
+    with pytest.raises(ModelError, match=r"^[^\n]+$"):
+        Calibration.load(path)
