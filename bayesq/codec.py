@@ -98,6 +98,7 @@ class Codec(nn.Module):
         self.reduction, self.multiple, self.architecture = reduction, multiple, architecture
         self.name = "unnamed"
         self.model_id = bytes(8)
+        self.reads: bytes | None = None
         self.folder: Path | None = None
         self._runtime: Runtime | None = None
 
@@ -310,8 +311,8 @@ class Codec(nn.Module):
     def save(self, path: Path) -> bytes:
         """Writes the exported codec as safetensors, atomically. Returns the SHA-256 of the file.
 
-        A quantised codec that kept the id of the model it was made of (see ``bayesq.quantization``) tells it in the
-        file, as ``reads``.
+        A quantised codec that shares the id of the model that it was made of (see ``bayesq.quantization``) tells it in
+        the file, as ``reads``.
         """
         from bayesq.quantization.layers import described
 
@@ -324,8 +325,8 @@ class Codec(nn.Module):
         header = {"format": FORMAT, "architecture": json.dumps(asdict(self.architecture))}
         if quantised := described(codec):
             header["quantization"] = quantised
-            if any(codec.model_id):
-                header["reads"] = codec.model_id.hex()
+            if codec.reads is not None:
+                header["reads"] = codec.reads.hex()
         data = _ordered(safetensors_bytes(state, metadata=header))
         atomic_write(path, data)
         return hashlib.sha256(data).digest()
@@ -360,6 +361,7 @@ class Codec(nn.Module):
             raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
         codec.prior.scales.check()
         codec.folder = path.parent
+        codec.reads = reads
         codec.name, codec.model_id = path.parent.name, reads or hashlib.sha256(path.read_bytes()).digest()[:8]
         return codec
 

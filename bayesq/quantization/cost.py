@@ -47,7 +47,8 @@ def stored_bits(tensors: Sequence[Tensor]) -> int:
     return sum(t.numel() * (STORED_FLOAT if t.is_floating_point() else 8 * t.element_size()) for t in tensors)
 
 
-def _cost(layer: nn.Module, positions: float) -> LayerCost:
+def cost_of(layer: nn.Module, positions: float) -> LayerCost:
+    """Of a convolution with so many outputs a pixel of the picture."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     count, macs = weight.numel(), weight.numel() * positions
@@ -66,7 +67,7 @@ def layer_costs(codec: Codec) -> dict[str, LayerCost]:
     found: dict[str, LayerCost] = {}
 
     def look(name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = _cost(layer, output[0, 0].numel() / SIDE**2)
+        found[name] = cost_of(layer, output[0, 0].numel() / SIDE**2)
 
     kinds = nn.Conv2d | QuantizedConv | IntegerConv
     hooks = [m.register_forward_hook(partial(look, name)) for name, m in codec.named_modules() if isinstance(m, kinds)]

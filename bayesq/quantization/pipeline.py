@@ -16,9 +16,10 @@ from bayesq.codec import Codec
 from bayesq.errors import ModelError
 from bayesq.quantization import layers
 from bayesq.quantization.calibration import Batch, convolutions, draw, mean_loss, observe
-from bayesq.quantization.cost import LayerCost, layer_costs, stored_bits
+from bayesq.quantization.cost import LayerCost, cost_of, layer_costs
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.formats import Format
+from bayesq.quantization.ranges import whole_range
 from bayesq.quantization.recipes import Recipe
 from bayesq.quantization.rounding import corrected, nearest
 from bayesq.training.data import Crops, find_pictures
@@ -121,7 +122,8 @@ def quantize(
         from bayesq.quantization.tuning import tune
 
         tune(codec, original, drafts, recipe.tuning, data.crops, progress)
-    codec.model_id = bytes(8) if "prior.means" in recipe.parts else codec.model_id
+    codec.reads = codec.model_id if any(codec.model_id) and "prior.means" not in recipe.parts else None
+    codec.model_id = codec.reads or bytes(8)
     return Quantized(codec, formats, before, mean_loss(codec, batch))
 
 
@@ -137,23 +139,19 @@ def _allocated(codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Ba
     harm = recipe.harm(codec, free, recipe.formats, recipe.span, batch)
     exact = layer_costs(codec)
     resources = [
-        (recipe.size, lambda layer, bits: bits, 32.0 * sum(d.weight.numel() for d in drafts.values())),
-        (recipe.operations, lambda layer, bits: layer.operations, sum(exact[n].macs * 32**2 for n in drafts)),
+        (recipe.size, lambda layer: layer.bits, 32.0 * sum(d.weight.numel() for d in drafts.values())),
+        (recipe.operations, lambda layer: layer.operations, sum(exact[n].macs * 32**2 for n in drafts)),
     ]
     tables, budgets = [], []
     for share, amount, total in resources:
         if share is not None:
-            fixed = sum(amount(*_taken(drafts[name], form, recipe)) for name, form in chosen.items())
-            tables.append([[amount(*_taken(d, f, recipe)) for f in recipe.formats] for d in free.values()])
+            fixed = sum(amount(_taken(drafts[name], form)) for name, form in chosen.items())
+            tables.append([[amount(_taken(d, f)) for f in recipe.formats] for d in free.values()])
             budgets.append(share * total - fixed)
     choice = recipe.solver(harm, np.array(tables, float), np.array(budgets))
     return {**chosen, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
 
 
-def _taken(draft: Draft, form: Format, recipe: Recipe) -> tuple[LayerCost, int]:
-    """What a layer costs in a format, and the bits it takes with all that decodes it."""
-    layer = draft.built(form, *nearest(draft, form, recipe.span))
-    bits = stored_bits([tensor for name, tensor in layer.state_dict().items() if name != "bias"])
-    count = draft.weight.numel()
-    macs = count * draft.positions
-    return LayerCost(count, bits, macs, form.bits, draft.activation or 32), bits
+def _taken(draft: Draft, form: Format) -> LayerCost:
+    """What a layer costs in a format, whatever its codes are."""
+    return cost_of(draft.built(form, *nearest(draft, form, whole_range)), draft.positions)

@@ -34,8 +34,8 @@ class LeastError:
     """
 
     weighted: bool = False
-    least: float = 0.3
-    tried: int = 36
+    least: float = 0.35
+    tried: int = 27
 
     def __call__(self, rows: Tensor, importance: Tensor, quantised: Callable[[Tensor], Tensor]) -> Tensor:
         best = torch.ones_like(rows[:, :1])

@@ -105,10 +105,10 @@ class AdaRound:
         push: Weight of the term that drives choices to 0 or 1, relative to the output's error at the start.
     """
 
-    steps: int = 150
-    rate: float = 0.03
+    steps: int = 120
+    rate: float = 0.1
     columns: int = 512
-    push: float = 0.01
+    push: float = 1.0
 
     def __call__(self, draft: Draft, form: Format, span: Range) -> tuple[Parameters, Tensor]:
         _one_by_one(form)

@@ -1,0 +1,176 @@
+"""Training with quantised layers: block by block, then all at once.
+
+Weights, scales, biases and the steps of inputs learn from rate and distortion and from the floating-point codec's
+pictures; what is rounded is passed straight through, and scales follow the gradient of learned step size quantisation
+(LSQ, Esser et al., arXiv 1902.08153). Blocks first and everything after is the order of EfficientQAT
+(arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bayesq.codec import Codec
+from bayesq.networks.rate import LAMBDA_MAX, rate_weight
+from bayesq.quantization.draft import Draft
+from bayesq.quantization.formats.base import SCALE_MIN, half
+from bayesq.quantization.layers import GRID, QuantizedConv, quantized, replace
+from bayesq.quantization.recipes import Tuning
+from bayesq.training.data import Crops
+from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
+
+
+class LearnedConv(nn.Module):
+    """A quantised convolution in training; it computes what its export will compute, but for half precision.
+
+    Args:
+        layer: What it starts as.
+        weight: The weights behind the codes, of the shaped layer. They start within the cells of their codes.
+    """
+
+    def __init__(self, layer: QuantizedConv, weight: Tensor) -> None:
+        super().__init__()
+        self.layer = copy.deepcopy(layer)
+        self.parameters_of_grid = {n[len(GRID) :]: b for n, b in layer.named_buffers() if n.startswith(GRID)}
+        cell = layer.grid.cell(layer.grid.unpack(layer.codes, layer.spec.shape))
+        inside = torch.maximum(torch.minimum(weight, cell.centre + 0.49 * cell.width), cell.centre - 0.49 * cell.width)
+        self.weight = nn.Parameter(inside)
+        self.log_scale = nn.Parameter(self.parameters_of_grid["scale"].log())
+        self.bias = nn.Parameter(torch.zeros(layer.spec.shape[0]) if layer.bias is None else layer.bias.clone())
+        self.log_step = None if layer.step is None else nn.Parameter(layer.step.log())
+        self.grain = float(cell.width.mean())
+
+    def decoded(self) -> Tensor:
+        """The weights as their codes stand for them; gradients as described above."""
+        scale = self.log_scale.exp()
+        grid = self.layer.spec.format.grid({**self.parameters_of_grid, "scale": scale.detach()})
+        codes = grid.index(self.weight)
+        value, cell = grid.value(codes), grid.cell(codes)
+        inside = cell.contains(self.weight.detach()).float()
+        slope = (value - inside * self.weight.detach()).view(len(scale), -1) / scale.detach().view(len(scale), -1)
+        moved = slope * (scale - scale.detach()).view(len(scale), -1)
+        return value + inside * (self.weight - self.weight.detach()) + moved.view(value.shape)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """Shaped inputs as their codes stand for them."""
+        bits, zero = self.layer.spec.activation, self.layer.zero
+        if self.log_step is None or bits is None or zero is None:
+            return x
+        step = self.log_step.exp().view(1, -1, 1, 1)
+        zero = zero.view(1, -1, 1, 1)
+        real = (x / step + zero).clamp(0, 2**bits - 1)
+        return step * (real + (real.round() - real).detach() - zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer.shaped(x)
+        y = F.conv2d(self.rounded(x), self.decoded(), self.bias)
+        if self.layer.low_in is None or self.layer.low_out is None:
+            return y
+        return y + F.conv2d(F.conv2d(x, self.layer.low_in), self.layer.low_out)
+
+    @torch.no_grad()
+    def export(self) -> QuantizedConv:
+        """The layer with what it learned, as it is stored."""
+        scale = half(self.log_scale.exp().clamp_min(SCALE_MIN))
+        grid = self.layer.spec.format.grid({**self.parameters_of_grid, "scale": scale})
+        state = {name: buffer for name, buffer in self.layer.state_dict().items() if buffer is not None}
+        state |= {GRID + "scale": scale, "codes": grid.pack(grid.index(self.weight)), "bias": self.bias.detach()}
+        if self.log_step is not None:
+            state["step"] = self.log_step.exp()
+        return QuantizedConv(self.layer.spec, self.layer.padding, state)
+
+
+def block_of(name: str) -> str:
+    """The block that a layer is in: a residual block, or the layer itself."""
+    parent = name.rpartition(".")[0]
+    return parent if parent.rpartition(".")[2].isdigit() else name
+
+
+def tune(
+    codec: Codec, original: Codec, drafts: Mapping[str, Draft], settings: Tuning, crops: Crops, progress: bool = False
+) -> None:
+    """Trains the quantised layers of a codec, in place.
+
+    Args:
+        codec: With quantised layers.
+        original: The floating-point codec, whose pictures are copied to some extent.
+        drafts: The layers' weights in floating point.
+        settings: How long, and how fast.
+        crops: Training pictures.
+        progress: Show a bar on stderr.
+    """
+    names = [name for name, _ in quantized(codec)]
+    for name, layer in list(quantized(codec)):
+        replace(codec, name, LearnedConv(layer, drafts[name].weight))
+    generator = torch.Generator().manual_seed(1)
+    blocks = list(dict.fromkeys(map(block_of, names))) if settings.block_steps else []
+    phases = [([n for n in names if block_of(n) == block], settings.block_steps) for block in blocks]
+    phases.append((names, settings.steps))
+    bar = tqdm(total=sum(steps for _, steps in phases), desc="tuning", disable=None if progress else True, leave=False)
+    with bar:
+        for members, steps in phases:
+            _train(codec, original, [codec.get_submodule(n) for n in members], steps, settings, crops, generator, bar)
+    for name in names:
+        layer = codec.get_submodule(name)
+        assert isinstance(layer, LearnedConv)
+        replace(codec, name, layer.export())
+    codec.requires_grad_(False)
+
+
+def _train(
+    codec: Codec,
+    original: Codec,
+    members: list[nn.Module],
+    steps: int,
+    settings: Tuning,
+    crops: Crops,
+    generator: torch.Generator,
+    bar: tqdm,
+) -> None:
+    codec.requires_grad_(False)
+    groups: list[dict] = []
+    for layer in members:
+        assert isinstance(layer, LearnedConv)
+        layer.weight.requires_grad_()
+        layer.log_scale.requires_grad_()
+        layer.bias.requires_grad_()
+        fine = [p for p in (layer.log_scale, layer.log_step) if p is not None]
+        groups += [
+            {"params": [layer.weight], "lr": settings.rate * layer.grain},
+            {"params": [layer.bias], "lr": settings.rate * layer.grain},
+            {"params": [p.requires_grad_() for p in fine], "lr": settings.rate / 20},
+        ]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1, (step + 1) / 10) * (1 - step / max(steps, 1)) ** 0.5
+    )
+    with torch.enable_grad():
+        for _ in range(steps):
+            pictures = crops.draw(settings.batch, settings.crop, generator)
+            levels = draw_levels(settings.batch, generator)
+            optimiser.zero_grad()
+            _loss(codec, original, pictures, levels, settings.distillation, generator).backward()
+            optimiser.step()
+            schedule.step()
+            bar.update()
+
+
+def _loss(
+    codec: Codec, original: Codec, x: Tensor, levels: Tensor, distillation: float, generator: torch.Generator
+) -> Tensor:
+    """Rate and distortion, and how far g_s is from the original's g_s on the original's latents."""
+    loss = RateDistortionLoss(codec)(x, levels, generator).loss.mean()
+    if not distillation:
+        return loss
+    with torch.no_grad():
+        z = original.analysis(x, levels).round()
+        goal = original.synthesis(z, levels)
+    drift = (codec.synthesis(z, levels) - goal).square().flatten(1).mean(1)
+    weight = rate_weight(levels)
+    return loss + distillation * (weight * 255**2 * drift * (LAMBDA_MAX / weight) ** BALANCE).mean()

@@ -1,0 +1,375 @@
+"""Quantised codecs: shapes change nothing, reconstruction helps, allocations keep to budgets, files load."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+
+from bayesq import zoo
+from bayesq.codec import Codec
+from bayesq.errors import ModelError
+from bayesq.quantization import RECIPES, Calibration, Recipe, Tuning, quantize, recipe_called
+from bayesq.quantization.allocation import greedy, integer_program, monotone
+from bayesq.quantization.calibration import convolutions, observe
+from bayesq.quantization.cost import cost, layer_costs
+from bayesq.quantization.draft import Draft
+from bayesq.quantization.formats import Affine, DoubleBinary, NormalFloat, Pyramid, Sparse
+from bayesq.quantization.layers import QuantizedConv, hadamard, quantized, rotated
+from bayesq.quantization.ranges import LEAST_HARM, whole_range
+from bayesq.quantization.recipes import EVERYTHING, INTEGERS
+from bayesq.quantization.rounding import GPTQ, AdaRound, corrected, nearest
+from bayesq.quantization.sensitivity import one_at_a_time, relevance, traces
+from bayesq.quantization.shapes import Absorb, Centre, Rotate, Smooth
+from bayesq.quantization.tuning import LearnedConv
+from bayesq.resources import data_dir
+
+SHAPES = {
+    "nothing": (),
+    "centred": (Centre(),),
+    "smoothed": (Smooth(0.5),),
+    "rotated": (Rotate(8),),
+    "low rank apart": (Absorb(4),),
+    "all": (Centre(), Smooth(0.7), Rotate(8), Absorb(4)),
+}
+
+
+@pytest.fixture(scope="module")
+def base(small_codec_path):
+    return zoo.load(small_codec_path)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Calibration.of([data_dir()], count=4, side=64)
+
+
+@pytest.fixture(scope="module")
+def drafts(base, data):
+    convs = convolutions(base, ["analysis", "synthesis"])
+    seen = observe(base, list(convs), data.batch())
+    return {name: Draft.of(conv, seen[name]) for name, conv in convs.items()}
+
+
+@pytest.fixture(scope="module")
+def picture(data):
+    return data.batch().pictures[:1]
+
+
+@pytest.fixture(scope="module")
+def draft():
+    """A layer with outliers among its inputs' channels, and correlated inputs."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(16, 16, generator=generator) / 3
+    inputs = torch.einsum("nchw,cd->ndhw", torch.randn(8, 16, 10, 10, generator=generator), mix) + 0.5
+    inputs[:, 3] *= 20
+    weight = torch.randn(12, 16, 3, 3, generator=generator) / 12
+    padded = F.pad(inputs, (1, 1, 1, 1))
+    return Draft(weight, torch.zeros(12), (1, 1), padded, torch.ones_like(padded), torch.ones_like(weight), 1.0)
+
+
+def output(draft, layer):
+    """The layer's output for the draft's raw inputs."""
+    return layer(draft.inputs[..., 1:-1, 1:-1])
+
+
+def exact(draft):
+    return F.conv2d(draft.inputs, draft.weight, draft.bias)
+
+
+def shaped(draft, shapes):
+    for shape in shapes:
+        draft = shape(draft)
+    return draft
+
+
+def error(draft, changed, form, rounding=nearest, span=whole_range):
+    layer = changed.built(form, *rounding(changed, form, span))
+    return float((output(draft, layer) - exact(draft)).square().mean())
+
+
+def test_hadamard_matrices_are_orthogonal():
+    assert torch.allclose(hadamard(16) @ hadamard(16).T, torch.eye(16), atol=1e-6)
+    x = torch.randn(2, 24, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(rotated(rotated(x, 8), 8), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_leave_what_a_layer_computes(draft, name):
+    layer = shaped(draft, SHAPES[name])
+    layer = layer.built(Affine(16), *nearest(layer, Affine(16), whole_range))
+    assert torch.allclose(output(draft, layer), exact(draft), atol=5e-3 * float(exact(draft).std()))
+
+
+@pytest.mark.parametrize("name", ["smoothed", "rotated", "all"])
+def test_shapes_help_where_channels_differ(draft, name):
+    def with_inputs(one):
+        return one.with_activation(6)
+
+    plain = error(draft, with_inputs(draft), Affine(8))
+    assert error(draft, with_inputs(shaped(draft, SHAPES[name])), Affine(8)) < 0.7 * plain
+
+
+def test_a_low_rank_branch_takes_what_is_large(draft):
+    generator = torch.Generator().manual_seed(1)
+    large = torch.einsum("o,i,kl->oikl", *(torch.randn(n, generator=generator) for n in (12, 16)), torch.ones(3, 3))
+    draft = dataclasses.replace(draft, weight=draft.weight + large)
+    assert error(draft, Absorb(1)(draft), Affine(4)) < 0.3 * error(draft, draft, Affine(4))
+
+
+def test_a_range_for_each_channel_is_finer(draft):
+    one, each = (draft.with_activation(6, by_channel) for by_channel in (False, True))
+    assert len(one.step) == 1 and len(each.step) == 16
+    assert error(draft, each, Affine(8)) < 0.5 * error(draft, one, Affine(8))
+
+
+@pytest.mark.parametrize("by_channel", [False, True])
+def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
+    draft = draft.with_activation(5, by_channel)
+    layer = draft.built(Affine(8), *nearest(draft, Affine(8), whole_range))
+    inside = draft.inputs[..., 1:-1, 1:-1]
+    assert torch.allclose(layer.rounded(layer.shaped(inside)), draft.rounded, atol=float(draft.step.max()) * 1.001)
+    assert (layer.rounded(layer.shaped(inside)) != draft.rounded).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("rounding", [GPTQ(), AdaRound()])
+@pytest.mark.parametrize("form", [Affine(3), Affine(3, 16, symmetric=False), NormalFloat(3)], ids=str)
+def test_reconstruction_beats_rounding_to_the_nearest(draft, rounding, form):
+    assert error(draft, draft, form, rounding) < 0.9 * error(draft, draft, form)
+
+
+@pytest.mark.parametrize("rounding", [GPTQ(), AdaRound()])
+@pytest.mark.parametrize("form", [Pyramid(), Sparse()])
+def test_reconstruction_refuses_what_it_cannot_round_one_by_one(draft, rounding, form):
+    with pytest.raises(ModelError, match="one by one"):
+        rounding(draft, form, whole_range)
+
+
+def test_a_corrected_bias_makes_up_for_the_mean_error(draft):
+    form = Affine(2)
+    parameters, codes = nearest(draft, form, whole_range)
+    means = [
+        (output(draft, one.built(form, parameters, codes)) - exact(draft)).mean((0, 2, 3))
+        for one in (draft, corrected(draft, form, parameters, codes))
+    ]
+    assert means[1].abs().max() < 0.05 * means[0].abs().max()
+
+
+# Allocation ----------------------------------------------------------------------------------------------------------
+
+
+def problem(seed=0, layers=5, formats=3):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 10, layers)
+    harm = -np.sort(-rng.exponential(size=(layers, formats)), axis=1) * sizes[:, None]
+    bits = np.array([2, 4, 8])[:formats]
+    return harm, (sizes[:, None] * bits)[None].astype(float), np.array([4.1 * sizes.sum()])
+
+
+@pytest.mark.parametrize("solver", [integer_program, greedy, monotone])
+@pytest.mark.parametrize("seed", range(5))
+def test_allocations_keep_to_the_budget(solver, seed):
+    harm, costs, budgets = problem(seed)
+    choice = solver(harm, costs, budgets)
+    assert costs[0][np.arange(5), choice].sum() <= budgets[0]
+    assert harm[np.arange(5), choice].sum() <= harm[:, 0].sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_integer_program_is_exact_and_the_others_are_no_better(seed):
+    harm, costs, budgets = problem(seed)
+    every = np.array(list(itertools.product(range(3), repeat=5)))
+    allowed = every[costs[0][np.arange(5), every].sum(1) <= budgets[0]]
+    best = harm[np.arange(5), allowed].sum(1).min()
+    found = {s: harm[np.arange(5), s(harm, costs, budgets)].sum() for s in (integer_program, greedy, monotone)}
+    assert found[integer_program] == pytest.approx(best)
+    assert min(found.values()) == pytest.approx(best)
+
+
+def test_monotone_allocations_are_monotone():
+    harm, costs, budgets = problem(3)
+    choice = monotone(harm, costs, budgets)
+    assert (np.diff(choice[harm[:, 0].argsort()]) >= 0).all()
+
+
+def test_two_budgets_hold_at_once():
+    harm, costs, budgets = problem(1)
+    costs = np.concatenate([costs, costs[:, ::-1] ** 1.2])
+    budgets = np.array([budgets[0], 0.5 * costs[1].max(1).sum()])
+    for solver in (integer_program, greedy, monotone):
+        choice = solver(harm, costs, budgets)
+        assert (costs[:, np.arange(5), choice].sum(1) <= budgets).all()
+
+
+@pytest.mark.parametrize("solver", [integer_program, greedy, monotone])
+def test_impossible_budgets_are_refused(solver):
+    harm, costs, budgets = problem()
+    with pytest.raises(ModelError, match="budget"):
+        solver(harm, costs, budgets / 4)
+
+
+@pytest.mark.parametrize("sensitivity", [relevance, traces, one_at_a_time])
+def test_harm_falls_with_bits(base, drafts, data, sensitivity):
+    few = {name: drafts[name] for name in ("analysis.linear", "analysis.head", "synthesis.linear")}
+    harm = sensitivity(base, few, [Affine(2), Affine(5), Affine(12)], LEAST_HARM, data.batch())
+    assert harm.shape == (3, 3) and (harm >= 0).all()
+    assert (harm[[0, 2], 0] > harm[[0, 2], 2]).all() and harm.sum(0)[1] < harm.sum(0)[0]
+
+
+# Whole codecs --------------------------------------------------------------------------------------------------------
+
+WHOLE = {
+    "integers": Recipe(),
+    "quantised inputs": Recipe(inputs=(("*.linear", 16), ("*", 8))),
+    "inputs by channel": Recipe(inputs=(("*", 8),), by_channel=True),
+    "all shapes": Recipe((Affine(6, 16),), inputs=(("*", 8),), shapes=SHAPES["all"]),
+    "pyramids": Recipe((Pyramid(8, 16),)),
+    "outliers apart": Recipe((Sparse(),)),
+    "allocated": Recipe(INTEGERS, inputs=(("*", 8),), harm=relevance, rounding=GPTQ(), size=0.2),
+    "kept": Recipe(INTEGERS, kept=(("analysis.linear", Affine(12)),), harm=relevance, size=0.25),
+    "means too": Recipe(parts=EVERYTHING),
+}
+
+
+@pytest.fixture(scope="module", params=WHOLE)
+def made(request, base, data, tmp_path_factory):
+    """A recipe, its result, and the file of that."""
+    recipe = WHOLE[request.param]
+    result = quantize(base, recipe, data)
+    path = tmp_path_factory.mktemp("quantised") / "weights.safetensors"
+    result.codec.save(path)
+    return recipe, result, path
+
+
+def test_a_quantised_model_is_loaded_as_it_was_saved(made, picture):
+    _, result, path = made
+    loaded = Codec.load(path)
+    for level in (0, 200):
+        (a, a_bits), (b, b_bits) = result.codec.reconstruct(picture, level), loaded.reconstruct(picture, level)
+        assert torch.equal(a, b) and a_bits == b_bits
+    payload = loaded.compress(picture, 99)
+    assert payload == result.codec.compress(picture, 99)
+    assert torch.equal(loaded.decompress(payload, 64, 64, 99), loaded.reconstruct(picture, 99)[0])
+    again = path.with_name("again.safetensors")
+    assert loaded.save(again) and again.read_bytes() == path.read_bytes()
+
+
+def test_weights_are_stored_as_integers_and_counted(made, base):
+    recipe, result, path = made
+    with safe_open(path, framework="pt") as file:
+        kinds = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        head = file.metadata()
+    named = json.loads(head["quantization"])
+    assert list(named) == list(convolutions(base, recipe.parts))
+    costs = layer_costs(Codec.load(path))
+    for name, layer in quantized(result.codec):
+        assert f"{name}.weight" not in kinds and kinds[f"{name}.codes"].dtype == torch.uint8
+        stored = sum(
+            8 * t.numel() * t.element_size()
+            for key, t in kinds.items()
+            if key.startswith(f"{name}.") and not key.endswith(".bias")
+        )
+        assert costs[name].bits == stored and costs[name].weights == layer.weight.numel()
+    assert abs(cost(result.codec).bytes - path.stat().st_size) < 40_000  # the head
+
+
+def test_files_are_shared_with_the_original_unless_means_differ(made, base, picture):
+    recipe, _, path = made
+    codec, shared = Codec.load(path), "prior.means" not in recipe.parts
+    assert (codec.model_id == base.model_id) == shared
+    assert zoo.model_id(str(path)) == codec.model_id.hex()
+    if shared:
+        for writer, reader in ((base, codec), (codec, base)):
+            payload = writer.compress(picture, 150)
+            assert torch.equal(reader.latents(payload, 64, 64, 150), writer.latents(payload, 64, 64, 150))
+            ours, theirs = (one.decompress(payload, 64, 64, 150) for one in (writer, reader))
+            assert (ours - theirs).square().mean() < 1e-3
+
+
+def test_budgets_are_kept(made, base):
+    recipe, result, _ = made
+    if recipe.size:
+        assert cost(result.codec).quantised_bits <= 32 * recipe.size
+        assert len(set(result.formats.values())) > 1
+    for name, form in result.formats.items():
+        if recipe.kept and name == recipe.kept[0][0]:
+            assert form == recipe.kept[0][1]
+
+
+def test_eight_bits_lose_little(base, data):
+    result = quantize(base, RECIPES["w8a8"], data)
+    assert result.loss_after < 1.01 * result.loss_before
+    assert cost(result.codec).operations < 0.25 * cost(base).operations
+
+
+def test_bit_operations_have_a_budget_too(base, data):
+    recipe = Recipe(INTEGERS, inputs=(("*", 8),), harm=relevance)
+    result = quantize(base, recipe, data, operations=0.04)
+    layers = layer_costs(result.codec)
+    chosen = [layers[name] for name, _ in quantized(result.codec)]
+    assert sum(c.operations for c in chosen) <= 0.04 * sum(c.macs * 32**2 for c in chosen)
+
+
+def test_a_quantised_model_is_not_quantised_again(base, data):
+    codec = quantize(base, Recipe(), data).codec
+    with pytest.raises(ModelError, match="already"):
+        quantize(codec, Recipe(), data)
+    with pytest.raises(ModelError, match="allocates"):
+        quantize(base, Recipe(), data, size=0.1)
+
+
+# Tuning --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [Affine(4), Affine(3, 8, symmetric=False), NormalFloat(4), DoubleBinary(), Pyramid(8)])
+def test_a_layer_in_training_is_the_layer_it_came_from(draft, form):
+    draft = draft.with_activation(8)
+    layer = draft.built(form, *nearest(draft, form, whole_range))
+    learned = LearnedConv(layer, draft.weight)
+    assert torch.allclose(output(draft, learned), output(draft, layer), atol=1e-3)
+    again = learned.export()
+    assert (again.codes != layer.codes).float().mean() < 0.02 and torch.equal(again.grid_scale, layer.grid_scale)
+
+
+def test_scales_learn_by_the_gradient_of_learned_steps(draft):
+    form = Affine(3)
+    learned = LearnedConv(
+        draft.built(form, *nearest(draft, form, lambda rows, *_: torch.full_like(rows[:, :1], 0.5))), draft.weight
+    )
+    slope = torch.rand(draft.weight.shape, generator=torch.Generator().manual_seed(0))
+    value = learned.decoded()
+    (value * slope).sum().backward()
+    scale = learned.log_scale.detach().exp().view(-1, 1, 1, 1)
+    ratio, codes = learned.weight.detach() / scale, (value / scale).detach().round()
+    inside = (ratio - codes).abs() <= 0.5
+    expected = (slope * torch.where(inside, codes - ratio, codes)).flatten(1).sum(1) * scale.flatten()
+    assert torch.allclose(learned.log_scale.grad.flatten(), expected, atol=1e-4)
+    assert torch.equal(learned.weight.grad, slope * inside)
+
+
+def test_tuning_lowers_the_loss(base, data):
+    recipe = Recipe((Affine(3),), inputs=(("*", 8),), rounding=nearest)
+    tuned = dataclasses.replace(recipe, tuning=Tuning(steps=15, block_steps=1, batch=2, crop=64))
+    assert quantize(base, tuned, data).loss_after < quantize(base, recipe, data).loss_after
+
+
+def test_unknown_recipes_are_named():
+    with pytest.raises(ModelError, match="no recipe called 'soup'; there are w8,"):
+        recipe_called("soup")
+
+
+def test_damaged_quantised_models_are_refused(made, tmp_path):
+    _, result, path = made
+    data = path.read_bytes()
+    bad = tmp_path / "weights.safetensors"
+    bad.write_bytes(data.replace(b'\\"width\\":', b'\\"wydth\\":').replace(b'\\"share\\":', b'\\"shore\\":'))
+    if bad.read_bytes() != data:
+        with pytest.raises(ModelError):
+            Codec.load(bad)
+    _, layer = next(iter(quantized(result.codec)))
+    with pytest.raises(ModelError):
+        QuantizedConv(layer.spec, layer.padding, {**layer.state_dict(), "codes": layer.codes[:-1]})
