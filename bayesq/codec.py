@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bayesq.coder import Tables
 from bayesq.errors import ImageError, ModelError
@@ -332,8 +333,12 @@ class Codec(nn.Module):
         return hashlib.sha256(data).digest()
 
     @classmethod
-    def load(cls, path: Path) -> Codec:
+    def load(cls, path: Path, sha256: bytes | None = None) -> Codec:
         """A codec from its weights file, ready to code and to restore with.
+
+        Args:
+            path: The file.
+            sha256: Its SHA-256, if that is known.
 
         Raises:
             ModelError: the file is missing or damaged, or holds no codec of this version.
@@ -348,8 +353,10 @@ class Codec(nn.Module):
         if metadata.get("format") != FORMAT:
             raise ModelError(f"{path}: not the weights of a bayesq codec of this version")
         try:
-            codec = cls.build(Architecture.from_json(metadata["architecture"])).exported()
-            codec.prior.tables = Tables(state.pop("tables.cdf").numpy())
+            tables = Tables(state.pop("tables.cdf").numpy())
+            with _NoInitialisation():
+                codec = cls.build(Architecture.from_json(metadata["architecture"]))
+            codec.prior.blank(tables)
             if "quantization" in metadata:
                 from bayesq.quantization.layers import install
 
@@ -360,10 +367,20 @@ class Codec(nn.Module):
             reason = shorten(str(error), 200)
             raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
         codec.prior.scales.check()
-        codec.folder = path.parent
-        codec.reads = reads
-        codec.name, codec.model_id = path.parent.name, reads or hashlib.sha256(path.read_bytes()).digest()[:8]
+        codec.eval().requires_grad_(False)
+        codec.folder, codec.name, codec.reads = path.parent, path.parent.name, reads
+        codec.model_id = reads or (sha256 or hashlib.sha256(path.read_bytes()).digest())[:8]
         return codec
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Within the block, modules don't draw the weights that others are going to replace, which takes long."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _size(box: Box) -> tuple[int, int]:

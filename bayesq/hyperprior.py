@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bayesq.coder import Tables, gaussian_tables
 from bayesq.conditionals import SCALE_COUNT, GaussianCells, scale_of
+from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.rate import LEVELS, Interpolated
 from bayesq.networks.scale import INDEX_UNIT, MeanNetwork, ScaleNetwork
 from bayesq.networks.transforms import leaky_relu
@@ -112,6 +113,11 @@ class Hyperprior(nn.Module):
             self.hyper_index = self.hyper_index.export()
         if self.tables is None:  # those of a loaded model stay: another machine's may differ in a count
             self.tables = gaussian_tables(scale_of(torch.arange(SCALE_COUNT).double()).numpy(), TABLE_RADIUS)
+
+    def blank(self, tables: Tables) -> None:
+        """Makes room, in place, for what ``export`` wrote elsewhere; the tables are those that it wrote."""
+        self.scales.export(TrainableIntegerConv.blank)
+        self.hyper_index, self.tables = ExportedHyperIndex(self.hyper), tables
 
     def targets(self, z: Tensor, level: Tensor) -> list[Tensor]:
         return [self.analysis(z, level), *split(z)]

@@ -144,11 +144,12 @@ def _digest(path: Path, _modified: int) -> str:
 def _read(path: Path, sha256: str | None = None) -> Codec:
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file")
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    if sha256 is not None and digest.hex() != sha256:
         raise ModelError(f"{path}: the weights are damaged (their SHA-256 is not the manifest's)")
     from bayesq.codec import Codec
 
-    return Codec.load(path)
+    return Codec.load(path, digest)
 
 
 def _at_hand() -> str:

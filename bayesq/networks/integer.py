@@ -6,11 +6,11 @@ multiplier m and bias b per output channel. Why this is exact although it runs o
 - ``w ∗ x`` is a float32 matrix product of integers. Each partial sum, in whatever order and with or without fused
   multiply-add, is an integer of magnitude at most 255·Σ|w| ≤ 2²⁴ (enforced when weights are quantised, checked when a
   model is exported or loaded), hence a float32 number, hence never rounded.
-- ``m·acc + b`` is evaluated in float64, where |m·acc| ≤ 2⁵¹ and |b| < 2⁵¹ keep product and sum integers below 2⁵³;
-  the division by 2²⁰ only changes the exponent, and floor and clamp are exact.
+- ``m·acc + b + 2¹⁹`` is evaluated in float64, in units of 2⁻²⁰, which only change the exponent: |m·acc| ≤ 2⁵¹ and
+  |b| < 2⁵¹ keep product and sum integers below 2⁵³ of these units, and floor and clamp are exact.
 
-Convolutions are written as unfold + matrix product, because convolution routines may use Winograd's or Fourier
-transforms, which round. ``exact_arithmetic`` forbids the reduced-precision products (TF32, bfloat16) that a user may
+Convolutions are written as matrix products, because convolution routines may use Winograd's or Fourier transforms,
+which round. ``exact_arithmetic`` forbids the reduced-precision products (TF32, bfloat16) that a user may
 have allowed globally.
 """
 
@@ -78,13 +78,30 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     Returns:
         ``(B, O, h, w)`` float32 holding integers in [low, high].
     """
-    batch, _, height, width = x.shape
-    outputs, size = weight.shape[0], weight.shape[-1]
-    columns = F.unfold(x, size, padding=size // 2) if size > 1 else x.flatten(2)
-    accumulator = (weight.reshape(outputs, -1) @ columns).view(batch, outputs, height, width)
-    real = (accumulator.double() * multiplier.view(1, -1, 1, 1) + bias) * 2.0**-SHIFT
-    rounded = StraightThrough.apply(torch.floor(real.detach() + 0.5), real)
+    unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
+    scaled_bias, scaled_multiplier = (bias + 2 ** (SHIFT - 1)) * unit, multiplier.view(1, -1, 1, 1) * unit
+    real = torch.addcmul(scaled_bias, _correlation(x, weight).double(), scaled_multiplier)
+    rounded = StraightThrough.apply(torch.floor(real.detach()), real)
     return Clamp.apply(rounded, low, high).float()
+
+
+def _correlation(x: Tensor, weight: Tensor) -> Tensor:
+    """w ∗ x, as the sum of a matrix product for each element of the kernel.
+
+    Seen as a row of pixels, the picture under an element of the kernel is the padded picture from some pixel on; what
+    comes out beyond the right border is cut off.
+    """
+    height, width = x.shape[-2:]
+    size = weight.shape[-1]
+    if size == 1:
+        return (weight[:, :, 0, 0] @ x.flatten(2)).unflatten(2, (height, width))
+    reach, span = size // 2, width + size - 1
+    pixels = F.pad(F.pad(x, (reach, reach, reach, reach)).flatten(2), (0, size - 1))
+    total = x.new_zeros(len(x), len(weight), height * span)
+    for n, element in enumerate(weight.permute(2, 3, 0, 1).flatten(0, 1).contiguous().unbind()):
+        start = n // size * span + n % size
+        total.baddbmm_(element.expand(len(x), -1, -1), pixels[..., start : start + height * span])
+    return total.unflatten(2, (height, span))[..., :width]
 
 
 def _check_bound(weight: Tensor) -> None:
@@ -157,11 +174,15 @@ class TrainableIntegerConv(nn.Module):
         weight, multiplier = self._integers()
         return integer_convolution(x, weight, multiplier, self._integer_bias(level), self.low, self.high)
 
+    def blank(self) -> IntegerConv:
+        """An exported layer of the same shape, for other integers."""
+        outputs, inputs, size, _ = self.weight.shape
+        return IntegerConv(inputs, outputs, size, self.low, self.high)
+
     @torch.no_grad()
     def export(self) -> IntegerConv:
         """The layer in integers. Raises ModelError if its exactness bound does not hold."""
-        outputs, inputs, size, _ = self.weight.shape
-        layer = IntegerConv(inputs, outputs, size, self.low, self.high)
+        layer = self.blank()
         weight, multiplier = self._integers()
         if int(weight.abs().max()) > 127:
             raise ModelError("integer layer: a weight is too large for eight bits")

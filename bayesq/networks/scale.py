@@ -9,6 +9,8 @@ passes of half the elements each; the second pass also sees what the first one d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,8 @@ MAGNITUDES = torch.tensor([_magnitude(k) for k in range(256)], dtype=torch.float
 
 def magnitude_code(symbols: Tensor) -> Tensor:
     """Integer logarithm 32·log₂(1 + |k|), linear between powers of two, at most 255; a table, hence exact."""
-    return MAGNITUDES.to(symbols.device)[symbols.abs().clamp_max(255).long()]
+    places = symbols.abs().clamp_max(255).int()
+    return MAGNITUDES.to(symbols.device).index_select(0, places.flatten()).view(places.shape)
 
 
 def double(x: Tensor) -> Tensor:
@@ -81,11 +84,11 @@ class ScaleNetwork(nn.Module):
         context = self.context(magnitude_code(symbols.detach()), level)
         return self.second(torch.cat([self.merge(torch.cat([f, context], 1), level), h], 1), level)
 
-    def export(self) -> None:
+    def export(self, convert: Callable[[TrainableIntegerConv], IntegerConv] = TrainableIntegerConv.export) -> None:
         """Replaces every layer by its integers, in place."""
         for name, layer in list(self.named_children()):
             if isinstance(layer, TrainableIntegerConv):
-                setattr(self, name, layer.export())
+                setattr(self, name, convert(layer))
 
     def check(self) -> None:
         """Raises ModelError unless every exported layer keeps the exactness bounds."""
