@@ -157,6 +157,12 @@ class Trial:
     restoration: Restoration
     physics: Physics
 
+    def coverage(self, calibration: Calibration | None = None) -> float:
+        """The share of true values within the 90 % interval."""
+        restored = calibration.correct(self.restoration, self.physics) if calibration else self.restoration
+        samples, truth = (metrics.crop_border(v, BORDER) for v in (restored.samples, self.truth))
+        return float(metrics.coverage(samples, truth, [LEVEL]))
+
     def spread(self, power: float, scale: float) -> tuple[Tensor, Tensor]:
         """Samples spread by the rule above and the truth, both without the border."""
         restored = self.restoration

@@ -120,6 +120,26 @@ def test_command_prints_tables_and_writes_json(tmp_path, folder, codec, capsys):
     assert len(content["scores"]) == 6
 
 
+def test_the_suite_of_vble_is_ten_problems_and_noise():
+    suite = restore.vble_suite("motion:3,20")
+    assert [task.name for task in suite] == ["deblur"] * 6 + ["superres"] * 2 + ["inpaint"] + ["denoise"] * 3
+    assert len({task.label for task in suite}) == 12
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for task in suite:
+        _, y, physics = task.problem(x, 0)
+        assert y.shape == physics.A(x).shape
+
+
+def test_the_border_does_not_count(codec, pictures):
+    task = restore.SUITE[0]
+    spoil = Rival("spoil", ("denoise",), (1.0,), lambda y, physics, _: F.pad(y[..., 5:-5, 5:-5], (5,) * 4))
+    options = {"rivals": [spoil], "quality": 30, "steps": 1, "samples": 2}
+    start, *_, spoilt = restore.measure(codec, task, pictures[:1], border=5, **options)
+    assert spoilt.psnr == start.psnr and spoilt.ssim == start.ssim
+    start, *_, spoilt = restore.measure(codec, task, pictures[:1], **options)
+    assert spoilt.psnr[0] < start.psnr[0]
+
+
 @pytest.mark.parametrize("tasks", ["", "denoise,dehaze"])
 def test_unknown_task_is_wrong_usage(tasks, folder):
     with pytest.raises(SystemExit) as caught:

@@ -1,7 +1,7 @@
 """Restoration of pictures degraded on purpose: the posterior's mean, the point estimate, and rivals, side by side.
 
-All methods of a run see the same measurements. PSNR and SSIM are of whole pictures, clipped to [0, 1], borders
-included; coverage is of the noise-free truth by central intervals of the posterior samples.
+All methods of a run see the same measurements. PSNR and SSIM are of pictures clipped to [0, 1], without the border
+that is asked to be left out; coverage is of the noise-free truth by central intervals of the posterior samples.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ class Task:
     sigma: float
     build: Callable[[Size, float, torch.Generator], LinearPhysics]
 
+    @property
+    def label(self) -> str:
+        """Tells it from others of its kind."""
+        return f"{self.name}, {self.setting}, {255 * self.sigma:.3g}/255"
+
     def problem(self, x: Tensor, seed: int) -> Problem:
         """Degrades a picture ``(1, 3, H, W)``."""
         generator = torch.Generator().manual_seed(seed)
@@ -63,6 +68,34 @@ SUITE = [
     Task("superres", "bicubic x2", 2.55 / 255, lambda size, sigma, _: operators.downsample(2, size, sigma)),
     Task("inpaint", "50 % of the pixels at random", 2.55 / 255, _half_mask),
 ]
+
+
+def vble_suite(motion: str) -> list[Task]:
+    """The problems of the field's table for variational latent estimation (Biquard et al., arXiv 2311.17744).
+
+    Three blurs at two noise levels, two reductions, half of the pixels lost; and denoising at three levels.
+
+    Args:
+        motion: The kernel of the motion blur, as ``operators.parse_kernel`` takes it.
+    """
+
+    def blur(kernel: str) -> Callable[[Size, float, torch.Generator], LinearPhysics]:
+        return lambda size, sigma, _: operators.blur(kernel, size, sigma)
+
+    def reduce(factor: int) -> Callable[[Size, float, torch.Generator], LinearPhysics]:
+        return lambda size, sigma, _: operators.downsample(factor, size, sigma)
+
+    kernels = {"gaussian:1": "gaussian:1", "gaussian:3": "gaussian:3", "motion": motion}
+    noise = (2.55, 7.65)
+    return [
+        *(Task("deblur", name, sigma / 255, blur(kernel)) for sigma in noise for name, kernel in kernels.items()),
+        *(Task("superres", f"bicubic x{factor}", 0.0, reduce(factor)) for factor in (2, 4)),
+        Task("inpaint", "50 % of the pixels at random", 2.55 / 255, _half_mask),
+        *(
+            Task("denoise", "noise alone", sigma / 255, lambda size, sigma, _: operators.denoise(size, sigma))
+            for sigma in (15, 25, 50)
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,6 +119,7 @@ class Scores:
 
     Attributes:
         task: Name of the task.
+        label: What tells it from others of that name.
         method: Name of the method.
         parameter: What an oracle chose for a rival.
         psnr: dB.
@@ -96,6 +130,7 @@ class Scores:
     """
 
     task: str
+    label: str
     method: str
     parameter: float | None
     psnr: list[float]
@@ -125,6 +160,7 @@ def measure(
     quality: float | None = None,
     steps: int,
     samples: int,
+    border: int = 0,
     progress: bool = False,
 ) -> list[Scores]:
     """Degrades every picture, and restores it by every method.
@@ -139,6 +175,7 @@ def measure(
         quality: Of the prior; by default ``restore``'s choice.
         steps: Iterations of ours.
         samples: Posterior samples.
+        border: Pixels on each side that do not count.
         progress: Show a bar on standard error where it is a terminal.
 
     Returns:
@@ -167,16 +204,18 @@ def measure(
     scores = []
     with tqdm(total=3 + len(rivals), desc=task.name, disable=None if progress else True, leave=False) as bar:
         for name, run in methods.items():
-            scores.append(_score(task.name, name, None, problems, run))
+            scores.append(_score(task, name, None, problems, run, border))
             bar.update()
         for rival in rivals:
             value = tune(rival, trials)
-            scores.append(_score(task.name, rival.name, value, problems, rival.at(value)))
+            scores.append(_score(task, rival.name, value, problems, rival.at(value), border))
             bar.update()
     return scores
 
 
-def _score(task: str, method: str, parameter: float | None, problems: Sequence[Problem], run: Method) -> Scores:
+def _score(
+    task: Task, method: str, parameter: float | None, problems: Sequence[Problem], run: Method, border: int
+) -> Scores:
     psnr: list[float] = []
     ssim: list[float] = []
     lpips: list[float] = []
@@ -189,20 +228,24 @@ def _score(task: str, method: str, parameter: float | None, problems: Sequence[P
         if isinstance(result, Restoration):
             restorations.append(result)
         estimate = (result.mean if isinstance(result, Restoration) else result).clamp(0, 1)
-        psnr.append(metrics.psnr(estimate, x).item())
-        ssim.append(metrics.ssim(estimate, x).item())
-        lpips += [value.item() for value in [metrics.lpips(estimate, x)] if value is not None]
-    uncertainty = _uncertainty(problems, restorations) if method == "VBLE" else None
-    return Scores(task, method, parameter, psnr, ssim, lpips or None, seconds, uncertainty)
+        pair = metrics.crop_border(estimate, border), metrics.crop_border(x, border)
+        psnr.append(metrics.psnr(*pair).item())
+        ssim.append(metrics.ssim(*pair).item())
+        lpips += [value.item() for value in [metrics.lpips(*pair)] if value is not None]
+    uncertainty = _uncertainty(problems, restorations, border) if method == "VBLE" else None
+    return Scores(task.name, task.label, method, parameter, psnr, ssim, lpips or None, seconds, uncertainty)
 
 
-def _uncertainty(problems: Sequence[Problem], restorations: Sequence[Restoration]) -> Uncertainty:
-    pairs = [(result, x) for result, (x, _, _) in zip(restorations, problems, strict=True)]
-    return Uncertainty(
-        coverage=[metrics.coverage(result.samples, x).tolist() for result, x in pairs],
-        std=[result.std.mean().item() for result, _ in pairs],
-        rmse=[(result.mean - x).square().mean().sqrt().item() for result, x in pairs],
-    )
+def _uncertainty(problems: Sequence[Problem], restorations: Sequence[Restoration], border: int) -> Uncertainty:
+    found = Uncertainty([], [], [])
+    for result, (truth, _, _) in zip(restorations, problems, strict=True):
+        samples, mean, std, x = (
+            metrics.crop_border(v, border) for v in (result.samples, result.mean, result.std, truth)
+        )
+        found.coverage.append(metrics.coverage(samples, x).tolist())
+        found.std.append(std.mean().item())
+        found.rmse.append((mean - x).square().mean().sqrt().item())
+    return found
 
 
 def report(task: Task, scores: Sequence[Scores]) -> str:
@@ -225,7 +268,7 @@ def report(task: Task, scores: Sequence[Scores]) -> str:
 def report_uncertainty(scores: Sequence[Scores]) -> str:
     """A table of how often the truth was inside, and of the deviation beside the error that it should foretell."""
     rows = []
-    for task, found in ((score.task, score.uncertainty) for score in scores):
+    for task, found in ((score.label, score.uncertainty) for score in scores):
         if not found:
             continue
         shares = [f"{100 * fmean(column):.1f} %" for column in zip(*found.coverage, strict=True)]

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
-from deepinv.optim import FISTA, L2, TVPrior
+from deepinv.optim import DPIR, FISTA, L2, TVPrior
 from deepinv.physics import LinearPhysics
 from numpy.typing import NDArray
 from skimage import restoration, transform
 from torch import Tensor
 
+from bayesq.bench.denoisers import DnCNN, FFDNet
 from bayesq.metrics import psnr
 from bayesq.operators import initial_image
 
@@ -170,6 +172,36 @@ def _spline(y: Picture, physics: LinearPhysics, order: float) -> Picture:
 @_on_array
 def _biharmonic(y: Picture, physics: LinearPhysics, _: float) -> Picture:
     return restoration.inpaint_biharmonic(y, physics.mask[0, 0].numpy() == 0, channel_axis=-1)
+
+
+# Pretrained denoisers ----------------------------------------------------------------------------------------------
+
+
+def pretrained(folder: Path) -> list[Rival]:
+    """Denoisers whose weights are in a folder, alone and as deepinv's plug-and-play prior (DPIR's schedule).
+
+    Raises:
+        ModelError: the weights are missing or damaged.
+    """
+    ffdnet = FFDNet(folder / "ffdnet_color.npz")
+    dncnn = {level: DnCNN(folder / f"dncnn_color{level}.npz") for level in (25, 50)}
+
+    def denoise(y: Tensor, physics: LinearPhysics, factor: float) -> Tensor:
+        return ffdnet(y, factor * _sigma(physics))
+
+    def plug(y: Tensor, physics: LinearPhysics, factor: float) -> Tensor:
+        level = factor * max(_sigma(physics), 1 / 255)
+        with torch.no_grad():
+            return DPIR(level, ffdnet)(y, physics, init=initial_image(y, physics))
+
+    def denoise_at_trained_level(y: Tensor, physics: LinearPhysics, _: float) -> Tensor:
+        return dncnn[min(dncnn, key=lambda level: abs(level - 255 * _sigma(physics)))](y, _sigma(physics))
+
+    return [
+        Rival("FFDNet", ("denoise",), (1.0,), denoise),
+        Rival("DnCNN of 25 or 50", ("denoise",), (1.0,), denoise_at_trained_level),
+        Rival("PnP with FFDNet (deepinv's DPIR)", ("deblur", "superres", "inpaint"), (0.7, 1.0, 1.5, 2.5), plug),
+    ]
 
 
 def _ladder(low: float, high: float, count: int) -> tuple[float, ...]:

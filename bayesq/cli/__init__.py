@@ -16,7 +16,7 @@ from bayesq.cli import common
 from bayesq.errors import BayesqError
 
 COMMANDS = ["demo", "restore", "degrade", "encode", "decode", "info"]
-COMMANDS += ["models", "train", "quantize", "bench", "completion"]
+COMMANDS += ["models", "train", "calibrate", "quantize", "bench", "completion"]
 
 
 def build_parser() -> argparse.ArgumentParser:

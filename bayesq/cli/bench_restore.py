@@ -16,6 +16,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("folder", metavar="DIR", help="a folder of pictures")
     parser.add_argument(
+        "--suite",
+        choices=["classic", "vble"],
+        default="classic",
+        help="vble: the problems of VBLE's table, without the 5 pixels at the border (default: %(default)s)",
+    )
+    parser.add_argument("--motion", metavar="KERNEL", help="of the motion blur of vble (default: the one shipped)")
+    parser.add_argument("--weights", metavar="DIR", help="of pretrained denoisers as rivals too (ffdnet_color.npz …)")
+    parser.add_argument(
         "--tasks", type=_tasks, default=TASKS, metavar="NAME,...", help=f"of {', '.join(TASKS)} (default: all)"
     )
     parser.add_argument("--sigma", metavar="LEVEL", help="noise of every task, such as 0.05 or 25/255")
@@ -45,19 +53,26 @@ def run(args: argparse.Namespace) -> int:
     import shlex
     import sys
     from dataclasses import asdict, replace
+    from pathlib import Path
 
     from bayesq import bench, operators, zoo
     from bayesq.bench import restore, rivals
+    from bayesq.resources import data_dir
 
     paths = bench.pictures(args.folder, args.limit)
     tuning = bench.pictures(args.tune, 3) if args.tune else paths[:3]
-    tasks = [task for task in restore.SUITE if task.name in args.tasks]
+    vble = args.suite == "vble"
+    suite = restore.vble_suite(args.motion or str(data_dir() / "motion.png")) if vble else restore.SUITE
+    tasks = [task for task in suite if task.name in args.tasks]
     if args.sigma:
         tasks = [replace(task, sigma=operators.parse_noise(args.sigma)) for task in tasks]
     codec = zoo.load(args.model)
     options = {"seed": args.seed, "quality": args.quality, "steps": args.steps, "samples": args.samples}
+    options["border"] = 5 if vble else 0
     pictures, trials = ([restore.read(path, args.crop) for path in group] for group in (paths, tuning))
     opponents = rivals.available() if args.rivals else []
+    if args.weights:
+        opponents = opponents + rivals.pretrained(Path(args.weights))
     common.say(args, f"{codec.name}, means over {len(paths)} picture{'s' if len(paths) > 1 else ''} of {args.folder}")
     scores = []
     for task in tasks:
@@ -74,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
             "command": shlex.join(["bayesq", *sys.argv[1:]]),
             **options,
             "pictures": [path.name for path in paths],
-            "sigmas": {task.name: task.sigma for task in tasks},
+            "suite": args.suite,
+            "sigmas": {task.label if vble else task.name: task.sigma for task in tasks},
             "scores": [asdict(score) for score in scores],
         }
         common.write(args.output, (json.dumps(content, indent=1) + "\n").encode())
