@@ -373,3 +373,18 @@ def test_damaged_quantised_models_are_refused(made, tmp_path):
     _, layer = next(iter(quantized(result.codec)))
     with pytest.raises(ModelError):
         QuantizedConv(layer.spec, layer.padding, {**layer.state_dict(), "codes": layer.codes[:-1]})
+
+
+def test_an_engine_runs_eight_bit_layers_in_integers(base, data, picture):
+    pytest.importorskip("openvino")
+    from bayesq.runtime import openvino
+
+    codec = quantize(base, Recipe(inputs=(("*.linear", 16), ("*", 8))), data).codec
+    runtime, level = openvino(codec), torch.tensor([128])
+    z = runtime.analysis(picture, level)
+    exact = codec.analysis(picture, level)
+    assert (z - exact).abs().mean() < 0.02 * exact.abs().mean()
+    operations = runtime.analysis._request.get_compiled_model().get_runtime_model().get_ops()
+    facts = [op.get_rt_info() for op in operations]
+    kinds = [fact["runtimePrecision"].astype(str) for fact in facts if fact["layerType"].astype(str) == "Convolution"]
+    assert kinds.count("u8") + kinds.count("i8") >= len(kinds) - 2

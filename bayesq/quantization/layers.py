@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesq.errors import ModelError
-from bayesq.quantization.formats import Format, as_json, from_json
+from bayesq.quantization.formats import Affine, Format, as_json, from_json
 from bayesq.quantization.formats.base import Grid, half
 
 GRID = "grid_"
@@ -135,10 +135,23 @@ class QuantizedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shaped(x)
-        y = F.conv2d(self.rounded(x), self.weight, self.bias)
+        weight = self._traced_weight() if torch.jit.is_tracing() else self.weight
+        y = F.conv2d(self.rounded(x), weight, self.bias)
         return (
             y if self.low_in is None or self.low_out is None else y + F.conv2d(F.conv2d(x, self.low_in), self.low_out)
         )
+
+    def _traced_weight(self) -> Tensor:
+        """The weights as what is traced for an inference engine shows them: rounded once more, if they are eight-bit
+        integers with one step a channel, so that the engine finds them to be such and takes its integer kernels."""
+        form = self.spec.format
+        if not isinstance(form, Affine) or form.width > 8 or form.group != 0 or self.spec.activation != 8:
+            return self.weight
+        grid = form.grid(
+            {"scale": self.grid_scale, **({"zero": self.grid_zero} if "grid_zero" in self._buffers else {})}
+        )
+        step, zero = grid.step[:, 0], grid.zero[:, 0].int()
+        return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**form.width - 1)
 
 
 def quantized(codec: nn.Module) -> Iterator[tuple[str, QuantizedConv]]:
