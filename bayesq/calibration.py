@@ -9,6 +9,8 @@ a being the local activity of the mean (its standard deviation in a Gaussian win
 model, chosen by the continuous ranked probability score; the scale is one for each problem fitted, so that the 90 %
 interval covers 90 %. Problems in between take the scales of those most like them. The result is a small JSON file
 beside the model's weights, and is used for that model alone.
+
+What a lossy file leaves open (``bayesq.files.deviation``) is recalibrated by one factor for each quality.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from deepinv.physics import Blur, BlurFFT, Demosaicing, Denoising, Downsampling, Inpainting, Physics
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 FILE = "calibration.json"
 LEVEL = 0.9
+FILE_LEVELS = (0, 64, 128, 192, 255)
 POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8)
 WINDOW = 1.5
 FAINT = 0.01
@@ -93,12 +97,18 @@ class Calibration:
         power: Of the local activity.
         problems: Those that were fitted.
         scales: One for each.
+        file_scales: Factors for the deviations of lossy files, one for each of ``FILE_LEVELS``; linear in between.
     """
 
     model: str
     power: float
     problems: tuple[Problem, ...]
     scales: tuple[float, ...]
+    file_scales: tuple[float, ...] = (1.0,) * len(FILE_LEVELS)
+
+    def file_scale(self, level: int) -> float:
+        """The factor for the deviations of files of a quality level."""
+        return float(np.interp(level, FILE_LEVELS, self.file_scales))
 
     def scale(self, problem: Problem) -> float:
         """The scales of the most similar problems, averaged on a logarithmic scale."""
@@ -123,15 +133,26 @@ class Calibration:
             values = json.loads(path.read_text(encoding="utf-8"))
             problems = tuple(Problem(**problem) for problem in values.pop("problems"))
             result = cls(**values, problems=problems)
-            sound = len(problems) == len(result.scales) > 0 and all(0 < scale < 100 for scale in result.scales)
+            sound = len(problems) == len(result.scales) > 0 and len(result.file_scales) == len(FILE_LEVELS)
+            sound = sound and all(0 < scale < 100 for scale in (*result.scales, *result.file_scales))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{path}: not a readable calibration ({error})") from error
         if not sound:
             raise ModelError(f"{path}: not a calibration: scales and problems do not fit")
-        return replace(result, scales=tuple(result.scales))
+        return replace(result, scales=tuple(result.scales), file_scales=tuple(result.file_scales))
 
 
-def of_model(codec: Codec) -> Calibration | None:
+class Loaded(Protocol):
+    """A model that knows its file."""
+
+    @property
+    def model_id(self) -> bytes: ...
+
+    @property
+    def folder(self) -> Path | None: ...
+
+
+def of_model(codec: Loaded) -> Calibration | None:
     """The calibration beside a model's weights; None without one, or if it is for other weights, as the log says."""
     path = codec.folder / FILE if codec.folder else None
     if path is None or not path.is_file():
@@ -182,6 +203,30 @@ def fit(model: str, trials: Sequence[Trial]) -> Calibration:
     sizes = [(trial.truth.shape[-2], trial.truth.shape[-1]) for trial in trials]
     problems = tuple(Problem.of(trial.physics, size) for trial, size in zip(trials, sizes, strict=True))
     return Calibration(model, best, problems, tuple(round(scale, 4) for scale in scales[best]))
+
+
+def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator: torch.Generator) -> tuple[float, ...]:
+    """Fits the factors with which deviations of lossy files hold 90 % of the errors within 1.645 of them.
+
+    Args:
+        codec: The model.
+        pictures: Each ``(1, 3, H, W)`` in [0, 1].
+        samples: Draws from a file.
+        generator: Their source of randomness.
+    """
+    normal = math.sqrt(2) * torch.special.erfinv(torch.tensor(LEVEL)).item()
+    scales = []
+    for level in FILE_LEVELS:
+        ratios = []
+        for x in pictures:
+            size = x.shape[-2], x.shape[-1]
+            payload = codec.compress(x, level)
+            draws = codec.sample_decode(payload, *size, level, samples, generator)
+            deviation = draws.var(0).mean(1, keepdim=True).sqrt()
+            error = (codec.decompress(payload, *size, level) - x).abs()
+            ratios.append((error / deviation.clamp_min(1e-6)).flatten())
+        scales.append(round(float(np.quantile(torch.cat(ratios).numpy(), LEVEL)) / normal, 4))
+    return tuple(scales)
 
 
 def _scale(trial: Trial, power: float) -> float:

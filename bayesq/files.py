@@ -21,6 +21,8 @@ from bayesq.quality import level_of, quality_of
 from bayesq.tiling import Mosaic, Transform, surroundings, tile_side
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Generator, Tensor
 
 _EXIF_PREFIX = b"Exif\0\0"
@@ -49,6 +51,10 @@ class TileCodec(Transform, Protocol):
 
 class SamplingCodec(TileCodec, Protocol):
     """A codec that can also draw from the cells of a payload."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its weights are, and its calibration may be."""
 
     def sample_latents(
         self, payload: bytes, height: int, width: int, level: int, n: int, generator: Generator
@@ -191,7 +197,8 @@ def deviation(
 ) -> Tensor:
     """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
 
-    Of large pictures each tile is drawn by itself, its neighbours' latents being what the file says.
+    Of large pictures each tile is drawn by itself, its neighbours' latents being what the file says. The calibration
+    of the model (``bayesq.calibration``), where there is one, scales it to the errors that such files have.
 
     Args:
         data: the whole file, or a stream of it that can seek.
@@ -210,6 +217,8 @@ def deviation(
     """
     import torch
 
+    from bayesq.calibration import of_model
+
     reader = _opened(data)
     header = reader.head.header
     _check_model(header, codec)
@@ -223,7 +232,8 @@ def deviation(
         draws = _in_mode(codec.synthesize(z, header.level)[part.crop], header)
         left, top, right, bottom = part.box
         result[..., top - y : bottom - y, left - x : right - x] = draws.var(0).mean(0).sqrt()
-    return result
+    calibration = of_model(codec)
+    return result * calibration.file_scale(header.level) if calibration else result
 
 
 def describe(data: bytes | IO[bytes]) -> Description:

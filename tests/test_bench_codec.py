@@ -178,3 +178,10 @@ def test_command(folder, tmp_path, capsys):
 def test_command_does_not_know_the_codec(folder, capsys):
     assert main(["bench", "codec", str(folder), "--codecs", "nonsense"]) == 1
     assert capsys.readouterr().err.startswith("bayesq: error: no codec called nonsense; there are bayesq, jpeg")
+
+
+def test_coverage_counts_errors_within_what_files_promise(tiny_codec, folder):
+    table = codec.coverage(tiny_codec.exported(), bench.pictures(folder), [20, 80], samples=8)
+    rows = [[float(cell) for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == [20, 80] and rows[0][1] > rows[1][1]
+    assert all(0 < row[3] < row[4] < row[5] < row[6] <= 100 for row in rows)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayesq import calibration, metrics, operators
+from bayesq import calibration, files, metrics, operators
 from bayesq.calibration import Calibration, Problem, Trial, activity, fit, of_model
 from bayesq.cli import main
 from bayesq.codec import Codec
 from bayesq.errors import ModelError
+from bayesq.io import read_image, to_tensor
 from bayesq.resources import data_dir
 from bayesq.restore import Restoration, restore
 
@@ -121,3 +122,22 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err
+
+
+def test_deviations_of_files_are_scaled_to_their_errors(tiny_codec, tmp_path, generator):
+    tiny_codec.exported().save(tmp_path / "weights.safetensors")
+    codec = Codec.load(tmp_path / "weights.safetensors")
+    picture = read_image(data_dir() / "coffee.png").crop((64, 64, 192, 192))
+    scales = calibration.fit_files(codec, [to_tensor(picture)], 16, generator)
+    problem = Problem.of(operators.denoise(SIZE, 0.1), SIZE)
+    Calibration(codec.model_id.hex(), 0.0, (problem,), (1.0,), scales).save(tmp_path / calibration.FILE)
+    for quality in (0, 50, 100):
+        data = files.encode(picture, codec, quality)
+        error = (to_tensor(files.decode(data, codec)) - to_tensor(picture)).abs()
+        deviation = files.deviation(data, codec, 16, generator)
+        assert (error <= 1.645 * deviation).float().mean() == pytest.approx(0.9, abs=0.03)
+
+
+def test_factors_of_files_are_interpolated():
+    found = Calibration("00", 0.0, (), (), (1.0, 2.0, 3.0, 4.0, 5.0))
+    assert [found.file_scale(level) for level in (0, 32, 255)] == [1.0, 1.5, 5.0]

@@ -24,6 +24,7 @@ class ZlibCodec:
     """A lossy codec without a model: 8-bit samples on a grid that gets coarser as the level falls."""
 
     model_id = b"zlibtest"
+    folder = None
     reduction = multiple = 1
     margin = 0
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
-from bayesq import metrics
+from bayesq import files, metrics
 from bayesq.bench import table
 from bayesq.bench.curves import Curve, bd_rate
 from bayesq.bench.formats import Format
+from bayesq.codec import Codec
 from bayesq.io import to_tensor
 
 KEYS = ["psnr-rgb", "ms-ssim-rgb", "bpp", "encoding_time", "decoding_time"]
@@ -52,6 +54,38 @@ def measure(
     means = dict(zip(KEYS, values.mean(axis=0).T, strict=True))
     results = {key: mean.tolist() for key, mean in means.items() if not np.isnan(mean).any()}
     return Curve(form.name, form.description, results)
+
+
+def coverage(
+    codec: Codec, paths: Sequence[Path], qualities: Sequence[float], samples: int = 16, progress: bool = False
+) -> str:
+    """A Markdown table: how many of the errors of files lie within the intervals that their deviations promise.
+
+    Args:
+        codec: the model that writes them.
+        paths: picture files; read as RGB.
+        qualities: of the files.
+        samples: draws from a file.
+        progress: show a bar on standard error where it is a terminal.
+    """
+    rows = []
+    generator = torch.Generator().manual_seed(0)
+    for quality in tqdm(qualities, desc="coverage", disable=None if progress else True, leave=False):
+        shares, rmse, promised = [], [], []
+        for path in paths:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+            data = files.encode(image, codec, quality)
+            x, decoded = to_tensor(image), to_tensor(files.decode(data, codec))
+            deviation = files.deviation(data, codec, samples, generator).expand_as(x)
+            shares.append(metrics.gaussian_coverage(decoded, deviation, x))
+            rmse.append((decoded - x).square().mean())
+            promised.append(deviation.square().mean())
+        means = [255 * float(torch.stack(squares).mean().sqrt()) for squares in (rmse, promised)]
+        rows.append([f"{quality:g}", *(f"{each:.2f}" for each in means)])
+        rows[-1] += [f"{100 * share:.1f}" for share in torch.stack(shares).mean(0).tolist()]
+    heads = [f"within {level:.0%}" for level in metrics.LEVELS]
+    return table(["quality", "error /255", "promised /255", *heads], rows)
 
 
 def _once(form: Format, image: Image.Image, quality: float) -> list[float]:

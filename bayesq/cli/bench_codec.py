@@ -33,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="which of them, as in a shell (default: all)",
     )
     parser.add_argument("--limit", type=common.positive, metavar="N", help="only the first N pictures")
+    parser.add_argument(
+        "--coverage", action="store_true", help="also how well files know their own errors; of the bayesq codec"
+    )
     parser.add_argument("-o", "--output", metavar="JSON", help="write the results with CompressAI's keys")
     parser.add_argument("--plot", metavar="PNG", help="draw the curves")
     common.add_talk_options(parser)
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     count = f"{len(paths)} picture{'s' if len(paths) > 1 else ''}"
     common.say(args, f"{curve.name}, means over {count} of {args.folder}")
     print(codec.report(curve, qualities, measured, published))
+    if args.coverage:
+        print(f"\n{codec.coverage(zoo.load(args.model), paths, qualities, progress=not args.quiet)}")
     if args.output:
         content = {**curve.as_json(), "rivals": [rival.as_json() for rival in measured]}
         common.write(args.output, (json.dumps(content, indent=1) + "\n").encode())

@@ -11,7 +11,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="fit a model's error bars to validation pictures",
         description="Restores crops of known pictures from twelve kinds of measurement, and writes how much wider the "
         "posterior's samples must spread for the 90 % interval to hold 90 %, as calibration.json beside the weights, "
-        "where `bayesq restore` finds it. Some minutes; run it again whenever the model or the defaults change.",
+        "where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it again whenever the model or the defaults change.",
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="a folder of pictures, none of them tested on")
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
@@ -31,6 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
     from pathlib import Path
 
     import torch
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import bench, calibration, operators, zoo
     from bayesq.bench.restore import read, vble_suite
-    from bayesq.calibration import Trial, fit
+    from bayesq.calibration import Trial, fit, fit_files
     from bayesq.errors import BayesqError
     from bayesq.resources import data_dir
     from bayesq.restore import restore
@@ -63,10 +64,14 @@ def run(args: argparse.Namespace) -> int:
         physics = task.build((x.shape[-2], x.shape[-1]), task.sigma, generator)
         y = operators.degrade(x, physics, generator)
         trials.append(Trial(x, restore(y, physics, codec=codec, samples=args.samples, calibrated=False), physics))
-    found = fit(codec.model_id.hex(), trials)
+    scales = fit_files(
+        codec, [read(path, 4 * args.crop) for path in paths], args.samples, torch.Generator().manual_seed(0)
+    )
+    found = replace(fit(codec.model_id.hex(), trials), file_scales=scales)
     found.save(path)
     for task, trial, scale in zip(suite, trials, found.scales, strict=True):
         before, after = trial.coverage(), trial.coverage(found)
         common.say(args, f"{task.label}: {before:.1%} → {after:.1%} within 90 %, deviations times {scale:.2f}")
+    common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in scales)}")
     common.say(args, f"Wrote {path}: power {found.power:g} of the local activity, {len(paths)} pictures.")
     return 0
