@@ -11,8 +11,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="fit a model's error bars to validation pictures",
         description="Restores crops of known pictures from twelve kinds of measurement, and writes how much wider the "
         "posterior's samples must spread for the 90 % interval to hold 90 %, as calibration.json beside the weights, "
-        "where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it again whenever "
-        "the model or the defaults change.",
+        "where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it again "
+        "whenever the model or the defaults change.",
     )
     parser.add_argument("--data", required=True, metavar="DIR", help="a folder of pictures, none of them tested on")
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
