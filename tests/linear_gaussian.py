@@ -58,6 +58,21 @@ class WhitePrior(nn.Module):
         return values[0]
 
 
+class ScalePrior(nn.Module):
+    """A hyperprior, for which nothing is exact: h says how large each z is, z ~ N(0, (SCALE exp(h / 6))²)."""
+
+    def walk(self, size, level):
+        shape = size[0], 3 * BLOCK**2, *size[1:]
+        h = yield GaussianCells(torch.zeros(shape), index_of(torch.full(shape, SCALE)))
+        yield GaussianCells(torch.zeros(shape), index_of(SCALE * torch.exp(h / 6)))
+
+    def targets(self, z, level):
+        return [6 * (z.abs().clamp_min(1) / SCALE).log(), z]
+
+    def image_latent(self, values):
+        return values[1]
+
+
 @dataclass(frozen=True)
 class Exact:
     """The posterior N(mean, precision⁻¹) of the flattened latents, and log p(y)."""
@@ -93,8 +108,8 @@ def latents(pictures: Tensor) -> Tensor:
     return torch.stack([Blocks()(x, None).flatten(1) for x in pictures])
 
 
-def posterior(physics: LinearPhysics, y: Tensor, side: int = SIDE) -> Posterior:
-    codec = Codec(Blocks(), Unblocks(), WhitePrior(), reduction=BLOCK, multiple=BLOCK)
+def posterior(physics: LinearPhysics, y: Tensor, side: int = SIDE, prior: nn.Module | None = None) -> Posterior:
+    codec = Codec(Blocks(), Unblocks(), prior or WhitePrior(), reduction=BLOCK, multiple=BLOCK)
     return Posterior(y, from_physics(physics), codec, torch.zeros(len(y), dtype=torch.int64), (side, side))
 
 

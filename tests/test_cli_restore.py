@@ -11,6 +11,7 @@ from PIL import Image
 
 from bayesq import metrics
 from bayesq.cli import main
+from bayesq.cli.restore import ALGORITHMS
 from bayesq.cli.tasks import SUMMARIES
 from bayesq.io import read_image, to_tensor
 from bayesq.operators import TASKS
@@ -151,6 +152,16 @@ def test_point_estimate(spoilt, photo, restore, tmp_path, capsys):
     assert psnr(photo, tmp_path / "x.png") > psnr(photo, spoilt) + 3
     assert restore("denoise", spoilt, tmp_path / "x.png", "--point", "--std", tmp_path / "s.png") == 1
     assert "a point estimate has no spread" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_have_names(name, spoilt, photo, restore, tmp_path, capsys):
+    """Each takes the picture a little way; a bound is told where there is one."""
+    restore.options = [*restore.options[:2], "--steps", "6", "--samples", "2", "--quality", "20"]
+    assert restore("denoise", spoilt, tmp_path / "x.png", *NOISE, "--algorithm", name, "--json") == 0
+    assert psnr(photo, tmp_path / "x.png") > psnr(photo, spoilt)
+    told = json.loads(capsys.readouterr().out)
+    assert told["algorithm"] == name and (told["elbo"] is None) == (name in ("red-diff", "scoredvi"))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])

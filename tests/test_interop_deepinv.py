@@ -6,7 +6,7 @@ import torch
 
 from bayesq import operators
 from bayesq.codec import Architecture, Codec
-from bayesq.interop.deepinv import CodecDenoiser, VBLEReconstructor
+from bayesq.interop.deepinv import CodecDenoiser, CodingDenoiser, VBLEReconstructor
 from bayesq.restore import restore
 
 TINY = Architecture(latents=8, hyper=4, widths=(8, 8), analysis_depths=(1, 1), synthesis_depths=(1, 1), prior_width=8)
@@ -44,3 +44,14 @@ def test_denoiser_takes_one_level_or_one_for_each_picture(codec, measured):
     model = CodecDenoiser(codec, steps=2)
     assert isinstance(model, deepinv.models.Denoiser)
     assert torch.equal(model(measured[0], 0.1), model(measured[0], torch.tensor([0.1])))
+
+
+def test_coding_denoiser_serves_plug_and_play(codec, measured):
+    y, physics = measured
+    model = CodingDenoiser(codec)
+    assert torch.equal(model(y, 0.1), model(y, torch.tensor([0.1])))
+    solver = deepinv.optim.PGD(
+        data_fidelity=deepinv.optim.L2(), prior=deepinv.optim.PnP(model), sigma_denoiser=0.1, stepsize=1.0, max_iter=2
+    )
+    with torch.no_grad():
+        assert solver(y, physics).shape == y.shape

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHyperprior
-from linear_gaussian import OPERATORS, exact, grey, latents, measure, posterior, prior_draws, run
+from linear_gaussian import OPERATORS, ScalePrior, exact, grey, latents, measure, posterior, prior_draws, run
 from scipy import stats
 from torch import Tensor
 
@@ -82,24 +82,36 @@ def foreign(kind: type, count: int = 1) -> tuple[Posterior, Tensor]:
 
 
 @pytest.mark.parametrize("kind", [MeanScaleHyperprior, JointAutoregressiveHierarchicalPriors])
-@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_algorithm_takes_priors_of_compressai(algorithm, count, kind):
-    target, x0 = foreign(kind, count)
-    search = algorithm(target, 6)
-    state, trace, generator = run(search, x0, 6)
+def test_every_algorithm_takes_priors_of_compressai(algorithm, kind):
+    target, x0 = foreign(kind, 2)
+    search = algorithm(target, 4)
+    state, trace, generator = run(search, x0, 4)
     pictures = search.sample(state, 2, generator)
-    assert pictures.shape == (2, count, 3, 16, 16) and pictures.isfinite().all()
-    assert len(trace) == 6 and all(abs(info.log_likelihood) < float("inf") for info in trace)
+    assert pictures.shape == (2, 2, 3, 16, 16) and pictures.isfinite().all()
+    assert len(trace) == 4 and all(abs(info.log_likelihood) < float("inf") for info in trace)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_every_algorithm_takes_any_operator(algorithm, name):
+    physics = OPERATORS[name]()
+    y = measure(physics, prior_draws(count=2))
+    search = algorithm(posterior(physics, y, prior=ScalePrior()), 30)
+    state, trace, generator = run(search, grey(2), 30)
+    assert search.sample(state, 2, generator).shape == (2, 2, 3, 8, 8)
+    assert all(abs(info.log_likelihood) < float("inf") for info in trace)
 
 
 def test_vble_agrees_with_nuts():
-    """On a prior with a hyper-latent: the same mean, and a spread that is no larger on the whole."""
-    target, x0 = foreign(MeanScaleHyperprior)
-    algorithm = VBLE(target, 300)
-    state, _, generator = run(algorithm, x0, 300)
+    """On a prior with a hyper-latent: means within half a deviation, and a spread that is smaller, but not by much."""
+    physics = OPERATORS["deblur"](4)
+    count = 8
+    target = posterior(physics, measure(physics, prior_draws(4, count)), 4, ScalePrior())
+    algorithm = VBLE(target, 200)
+    state, _, generator = run(algorithm, grey(count, 4), 200)
     ours = algorithm.sample(state, 200, generator)
-    reference = no_u_turns(target, x0, 200)
-    distance = (ours.mean(0) - reference.mean(0)).square().mean().sqrt()
-    assert distance < 0.35 * reference.std(0).mean()
-    assert 0.6 < ours.std(0).mean() / reference.std(0).mean() < 1.1
+    reference = no_u_turns(target, grey(count, 4), 50)
+    spread = reference.std(0).mean()
+    assert (ours.mean(0) - reference.mean(0)).square().mean().sqrt() < 0.5 * spread
+    assert 0.6 < ours.std(0).mean() / spread < 1

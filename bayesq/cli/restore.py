@@ -1,10 +1,37 @@
 """``bayesq restore``: a degraded picture to its posterior mean, and a map of how uncertain that is."""
 
 import argparse
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 from bayesq.cli import common, tasks
 from bayesq.errors import BayesqError
+
+
+class Named(NamedTuple):
+    """An algorithm by the name that people know it by.
+
+    Attributes:
+        name: In ``bayesq.inference``.
+        spreads: Whether its samples differ.
+        grids: Positions on the codec's grid; one where it works on pixels.
+    """
+
+    name: str
+    spreads: bool = True
+    grids: int = 4
+
+
+ALGORITHMS = {
+    "vble": Named("VBLE"),
+    "vble-xz": Named("VBLExz"),
+    "map": Named("MAPz", spreads=False),
+    "ula": Named("ULA"),
+    "mala": Named("MALA"),
+    "red-diff": Named("REDDiff", spreads=False, grids=1),
+    "scoredvi": Named("ScoreDVI", grids=1),
+}
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -34,7 +61,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         task.add_argument(
             "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
         )
-        task.add_argument("--point", action="store_true", help="the most probable latents alone, without uncertainty")
+        task.add_argument(
+            "--algorithm", choices=ALGORITHMS, default="vble", help="of the inference (default: %(default)s)"
+        )
+        task.add_argument(
+            "--point",
+            action="store_const",
+            dest="algorithm",
+            const="map",
+            help="the most probable latents alone, without uncertainty: --algorithm map",
+        )
         task.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
         task.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
         task.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
@@ -45,13 +81,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     common.check_outputs(args, args.output, *([args.std] if args.std else []))
-    if args.point and (args.std or args.save_samples):
-        raise BayesqError("a point estimate has no spread: leave out --point, or --std and --save-samples")
+    algorithm = ALGORITHMS[args.algorithm]
+    if not algorithm.spreads and (args.std or args.save_samples):
+        raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
 
     import torch
 
-    from bayesq import zoo
-    from bayesq.inference import VBLE, MAPz
+    from bayesq import inference, zoo
     from bayesq.io import like, parse_image, write_image
     from bayesq.likelihoods import UnknownGaussian
     from bayesq.restore import restore
@@ -76,8 +112,9 @@ def run(args: argparse.Namespace) -> int:
         codec=codec,
         likelihood=measurement.likelihood,
         quality=args.quality,
-        algorithm=MAPz if args.point else VBLE,
+        algorithm=getattr(inference, algorithm.name),
         steps=args.steps,
+        grids=algorithm.grids,
         samples=args.samples,
         generator=generator,
         progress=not args.quiet,
@@ -87,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
         sigma = float(likelihood.sigma(measurement.y, restoration.samples, generator).mean())
     size = tuple(restoration.mean.shape[-2:])
     write_image(like(restoration.mean, image), args.output)
+    elbo = restoration.trace[-1].elbo
     summary = {
         "task": measurement.task,
         "input": args.input,
@@ -98,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
         "noise": sigma,
         "quality": restoration.quality,
         "steps": len(restoration.trace),
-        "elbo": restoration.trace[-1].elbo,
+        "algorithm": args.algorithm,
+        "elbo": None if math.isnan(elbo) else elbo,
         "seconds": restoration.seconds,
     }
     common.say(args, f"Restored {size[1]} x {size[0]} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")

@@ -116,8 +116,8 @@ class REDDiff(_OnPixels):
         rate: Learning rate of Adam at the start, image units.
     """
 
-    coarsest: float = 0.2
-    finest: float = 0.02
+    coarsest: float = 0.1
+    finest: float = 0.015
     rate: float = 0.02
 
     def init(self, x0: Tensor) -> Pixels:

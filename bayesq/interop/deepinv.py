@@ -9,7 +9,9 @@ from deepinv.models import Denoiser, Reconstructor
 from deepinv.physics import Denoising, GaussianNoise, Physics
 from torch import Tensor
 
+from bayesq import zoo
 from bayesq.codec import Codec
+from bayesq.inference.score import denoise_by_coding
 from bayesq.restore import SAMPLES, Restoration, restore
 
 
@@ -40,8 +42,24 @@ class VBLEReconstructor(Reconstructor):
             return restore(y, physics, codec=self.codec, samples=n, generator=generator, **self.options)
 
 
+class CodingDenoiser(Denoiser):
+    """A picture coded so coarsely that its noise is lost: four passes of the codec, for plug-and-play iterations.
+
+    Args:
+        codec: By default the shipped base model.
+    """
+
+    def __init__(self, codec: Codec | None = None) -> None:
+        super().__init__()
+        self.codec = codec or zoo.shared()
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
+        """Denoises x ``(B, 3, H, W)``; sigma in image units, one for all or ``(B,)``."""
+        return denoise_by_coding(self.codec, x, torch.as_tensor(sigma).flatten().expand(len(x)))
+
+
 class CodecDenoiser(Denoiser):
-    """The posterior mean of a picture in white Gaussian noise, under the codec's prior.
+    """The posterior mean of a picture in white Gaussian noise, under the codec's prior: better, and slower.
 
     Args:
         codec: Prior of the pictures; by default the shipped base model.
