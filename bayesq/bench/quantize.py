@@ -89,12 +89,12 @@ def compare(
             minutes = (perf_counter() - start) / 60
             quantised, size = zoo.load(str(file)), file.stat().st_size
         curve = measure(Bayesq(quantised), paths, qualities, progress)
-        ratios = [
+        encoding, decoding = (
             float(np.mean(curve.results[key]) / np.mean(anchor.results[key]))
             for key in ("encoding_time", "decoding_time")
-        ]
-        short = name if name in recipes else Path(name).parent.name
-        rows.append(Row(short, cost(quantised), size, bd_rate(anchor, curve), *ratios, minutes, curve))
+        )
+        short = name if name in recipes else file.parent.name
+        rows.append(Row(short, cost(quantised), size, bd_rate(anchor, curve), encoding, decoding, minutes, curve))
     return rows
 
 

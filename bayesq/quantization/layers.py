@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesq.errors import ModelError
-from bayesq.quantization.formats import Affine, Format, as_json, from_json
+from bayesq.quantization.formats import Affine, Format, Parameters, as_json, from_json
 from bayesq.quantization.formats.base import Grid, half
 
 GRID = "grid_"
@@ -113,8 +113,12 @@ class QuantizedConv(nn.Module):
     @property
     def grid(self) -> Grid:
         """The quantizer of the weights."""
-        parameters = {name[len(GRID) :]: buffer for name, buffer in self.named_buffers() if name.startswith(GRID)}
-        return self.spec.format.grid(parameters)
+        return self.spec.format.grid(self.grid_parameters)
+
+    @property
+    def grid_parameters(self) -> Parameters:
+        """What decodes the codes."""
+        return {name[len(GRID) :]: buffer for name, buffer in self.named_buffers() if name.startswith(GRID)}
 
     def shaped(self, x: Tensor) -> Tensor:
         """The input padded, shifted, scaled and rotated, before it is rounded."""
@@ -147,9 +151,7 @@ class QuantizedConv(nn.Module):
         form = self.spec.format
         if not isinstance(form, Affine) or form.width > 8 or form.group != 0 or self.spec.activation != 8:
             return self.weight
-        grid = form.grid(
-            {"scale": self.grid_scale, **({"zero": self.grid_zero} if "grid_zero" in self._buffers else {})}
-        )
+        grid = form.grid(self.grid_parameters)
         step, zero = grid.step[:, 0], grid.zero[:, 0].int()
         return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**form.width - 1)
 

@@ -103,7 +103,7 @@ class Recipe:
 
 A8 = (("*.linear", 16), ("*", 8))
 """Eight bits but where pixels and latents come in, whose own precision is finer than that."""
-INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8))
+INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8, 10))
 
 RECIPES: dict[str, Recipe] = {
     "w8": Recipe(),
@@ -138,9 +138,13 @@ RECIPES: dict[str, Recipe] = {
     "greedy": Recipe(
         INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.greedy, rounding=GPTQ(), size=0.2
     ),
-    "mixed5": Recipe(INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.18),
-    "mixed4": Recipe(
-        INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.12, tuning=Tuning()
+    "mixed5": Recipe(INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.15),
+    "mixed4": Recipe(INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.1),
+    "mixed4-tuned": Recipe(
+        INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.1, tuning=Tuning()
+    ),
+    "mixed3-tuned": Recipe(
+        INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.07, tuning=Tuning()
     ),
 }
 

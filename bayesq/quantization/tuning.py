@@ -37,11 +37,11 @@ class LearnedConv(nn.Module):
     def __init__(self, layer: QuantizedConv, weight: Tensor) -> None:
         super().__init__()
         self.layer = copy.deepcopy(layer)
-        self.parameters_of_grid = {n[len(GRID) :]: b for n, b in layer.named_buffers() if n.startswith(GRID)}
+        self.grid_parameters = layer.grid_parameters
         cell = layer.grid.cell(layer.grid.unpack(layer.codes, layer.spec.shape))
         inside = torch.maximum(torch.minimum(weight, cell.centre + 0.49 * cell.width), cell.centre - 0.49 * cell.width)
         self.weight = nn.Parameter(inside)
-        self.log_scale = nn.Parameter(self.parameters_of_grid["scale"].log())
+        self.log_scale = nn.Parameter(self.grid_parameters["scale"].log())
         self.bias = nn.Parameter(torch.zeros(layer.spec.shape[0]) if layer.bias is None else layer.bias.clone())
         self.log_step = None if layer.step is None else nn.Parameter(layer.step.log())
         self.grain = float(cell.width.mean())
@@ -49,7 +49,7 @@ class LearnedConv(nn.Module):
     def decoded(self) -> Tensor:
         """The weights as their codes stand for them; gradients as described above."""
         scale = self.log_scale.exp()
-        grid = self.layer.spec.format.grid({**self.parameters_of_grid, "scale": scale.detach()})
+        grid = self.layer.spec.format.grid({**self.grid_parameters, "scale": scale.detach()})
         codes = grid.index(self.weight)
         value, cell = grid.value(codes), grid.cell(codes)
         inside = cell.contains(self.weight.detach()).float()
@@ -78,7 +78,7 @@ class LearnedConv(nn.Module):
     def export(self) -> QuantizedConv:
         """The layer with what it learned, as it is stored."""
         scale = half(self.log_scale.exp().clamp_min(SCALE_MIN))
-        grid = self.layer.spec.format.grid({**self.parameters_of_grid, "scale": scale})
+        grid = self.layer.spec.format.grid({**self.grid_parameters, "scale": scale})
         state = {name: buffer for name, buffer in self.layer.state_dict().items() if buffer is not None}
         state |= {GRID + "scale": scale, "codes": grid.pack(grid.index(self.weight)), "bias": self.bias.detach()}
         if self.log_step is not None:
@@ -117,9 +117,9 @@ def tune(
         for members, steps in phases:
             _train(codec, original, [codec.get_submodule(n) for n in members], steps, settings, crops, generator, bar)
     for name in names:
-        layer = codec.get_submodule(name)
-        assert isinstance(layer, LearnedConv)
-        replace(codec, name, layer.export())
+        learned = codec.get_submodule(name)
+        assert isinstance(learned, LearnedConv)
+        replace(codec, name, learned.export())
     codec.requires_grad_(False)
 
 
