@@ -136,7 +136,7 @@ class Encoder:
         values = symbols[order]
         escaped = (values < -radius) | (values > radius)
         categories = np.where(escaped, escape, values + np.int32(radius)).astype(np.int32)
-        for row, span in _groups(rows):
+        for row, span in _groups(np.bincount(rows)):
             self._coder.encode(categories[span], tables.model(row))
         if escaped.any():
             self._put_escapes(values[escaped].astype(np.int64), radius)
@@ -186,12 +186,13 @@ class Decoder:
             BitstreamError: no encoder can have written this.
         """
         rows = _checked_rows(rows, tables)
-        self._spare_bits -= np.bincount(rows, minlength=len(tables.cdf)) @ tables.least_bits
+        counts = np.bincount(rows, minlength=len(tables.cdf))
+        self._spare_bits -= counts @ tables.least_bits
         if self._spare_bits < 0:
             raise BitstreamError("the coded symbols are cut off: there is less data than they need")
         values = np.empty(len(rows), dtype=np.int32)
         try:
-            for row, span in _groups(rows):
+            for row, span in _groups(counts):
                 values[span] = self._coder.decode(tables.model(row), span.stop - span.start)
             escaped = values == 2 * tables.radius + 1
             values -= tables.radius
@@ -255,13 +256,12 @@ def _checked_rows(rows: np.ndarray, tables: Tables) -> np.ndarray:
     return rows.astype(np.uint16)  # two bytes, so that argsort(kind="stable") is a radix sort
 
 
-def _groups(rows: np.ndarray) -> Iterator[tuple[int, slice]]:
-    """The rows in use, in increasing order, and where their symbols stand once sorted by row."""
-    counts = np.bincount(rows)
+def _groups(counts: np.ndarray) -> Iterator[tuple[int, slice]]:
+    """The rows in use, in increasing order, and where their symbols stand once sorted by row; given their numbers."""
     ends = np.cumsum(counts)
     for row in np.flatnonzero(counts).tolist():
         yield row, slice(int(ends[row] - counts[row]), int(ends[row]))
 
 
 def _checksum(symbols: np.ndarray, crc: int) -> int:
-    return zlib.crc32(symbols.astype("<i4", copy=False).tobytes(), crc)
+    return zlib.crc32(symbols.astype("<i4", copy=False), crc)
