@@ -24,6 +24,12 @@ FOREIGN = {
     "random projections": lambda: dinv.CompressedSensing(m=200, img_size=(3, *SIZE), noise_model=NOISE),
     "colours to grey": lambda: dinv.Decolorize(noise_model=NOISE),
     "photons": lambda: dinv.Denoising(dinv.PoissonNoise(0.05)),
+    "photons and noise": lambda: dinv.Denoising(dinv.PoissonGaussianNoise(0.05, 0.05)),
+    "a sensor": lambda: operators.demosaic(SIZE, 0.1),
+    "few measurements": lambda: operators.compress(0.5, SIZE, 0.05),
+    "JPEG": lambda: operators.JPEG(SIZE, [torch.full((8, 8), 40.0)] * 3, [(1, 1), (2, 2), (2, 2)]),
+    "even kernel": lambda: operators.blur(torch.ones(4, 2), SIZE, 0.1),
+    "no noise": lambda: operators.denoise(SIZE, 0.0),
 }
 TASKS = {
     "denoise": lambda size: operators.denoise(size, 0.1),
@@ -123,6 +129,9 @@ def test_any_size(task, size, codec):
         ({"physics": operators.downsample(2, SIZE, 0.1)}, OperatorError),
         ({"physics": operators.inpaint(torch.ones(32, 32), (32, 32), 0.1)}, OperatorError),
         ({"physics": dinv.Denoising(dinv.ZeroNoise())}, OperatorError),
+        ({"physics": dinv.Inpainting((3, *SIZE), mask=torch.zeros(1, 1, *SIZE), noise_model=NOISE)}, OperatorError),
+        ({"physics": dinv.Blur(BOX * math.nan, padding="replicate", noise_model=NOISE)}, OperatorError),
+        ({"physics": dinv.Denoising(dinv.GaussianNoise(math.nan))}, OperatorError),
         ({"physics": dinv.Denoising(dinv.LaplaceNoise(0.1))}, OperatorError),
     ],
 )

@@ -64,10 +64,18 @@ class Independent(ABC):
 
 
 def observed(physics: Physics) -> Tensor:
-    """Returns the mask of an inpainting operator, broadcastable to y, or 1: other operators observe all of y."""
+    """Returns the mask of an inpainting operator, broadcastable to y, or 1: other operators observe all of y.
+
+    Raises:
+        OperatorError: no pixel is observed.
+    """
     from deepinv.physics import Inpainting
 
-    return (physics.mask != 0).float() if isinstance(physics, Inpainting) else torch.ones(())
+    if not isinstance(physics, Inpainting):
+        return torch.ones(())
+    if not bool((physics.mask != 0).any()):
+        raise OperatorError("the mask has no observed pixel")
+    return (physics.mask != 0).float()
 
 
 def total(mask: Tensor, terms: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from deepinv.physics import (
 )
 from torch import Tensor
 
+from bayesq.errors import OperatorError
 from bayesq.operators.classes import BicubicDownsampling
 from bayesq.operators.jpeg import JPEG
 
@@ -39,13 +40,18 @@ def initial_image(y: Tensor, physics: Physics) -> Tensor:
 
     Returns:
         Tensor (B, 3, H, W) in [0, 1].
+
+    Raises:
+        OperatorError: the estimate is not finite.
     """
     with torch.no_grad():
-        for operators, start in STARTS:
-            if isinstance(physics, operators):
-                return start(y, physics).clamp(0, 1)
-        x = physics.A_dagger(y)
-        return (x if x.isfinite().all() else physics.A_adjoint(y)).clamp(0, 1)
+        start = next((start for operators, start in STARTS if isinstance(physics, operators)), None)
+        x = start(y, physics) if start else physics.A_dagger(y)
+        if not (start or x.isfinite().all()):
+            x = physics.A_adjoint(y)
+    if not x.isfinite().all():
+        raise OperatorError("the operator, or the measurement, has values that are not finite")
+    return x.clamp(0, 1)
 
 
 def fill_holes(y: Tensor, observed: Tensor) -> Tensor:
