@@ -140,8 +140,8 @@ def plot(rows: Sequence[Row], title: str) -> Figure:
         axes.plot(*place, "o", color="#d1495b" if row in best else "#7a7a7a", markersize=4)
         axes.annotate(row.name, place, (3, 3), textcoords="offset points", fontsize=7)
     axes.set(xlabel="stored bits a weight, quantised layers", ylabel="BD-rate against floating point, %")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.yaxis.set_major_formatter("{x:g}")
+    if max(row.bd_rate for row in rows) > 10:
+        axes.set_yscale("symlog", linthresh=1)
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(color="#ececec")
     axes.spines[["top", "right"]].set_visible(False)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     data = Calibration.of(args.data or [data_dir()], count=args.crops)
     codec = zoo.load(args.model)
     rows = quantize.compare(codec, names, paths, data, args.qualities or quantize.QUALITIES, not args.quiet)
-    count = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} of {args.folder}"
+    count = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} of {Path(args.folder).name}"
     common.say(args, f"{codec.name}, {count}")
     print(quantize.report(rows))
     if args.output:
