@@ -10,6 +10,7 @@ from torch import Tensor
 from bayesq.errors import ModelError
 from bayesq.inference import VBLExz
 from bayesq.inference.xz import FILE, ErrorTable, activity, of_model
+from bayesq.likelihoods import DecoderError
 from bayesq.networks.rate import decoder_error
 from bayesq.resources import data_dir
 from bayesq.training.data import Crops
@@ -32,6 +33,15 @@ def test_finds_the_best_cells_and_factors():
     spread = algorithm.sample(state, 200, generator).var(0).mean()
     pixel = (STEP * std) ** 2 + GAMMA**2 / (1 + GAMMA**2 / SIGMA**2)
     assert spread == pytest.approx(pixel, rel=0.06)
+
+
+def test_pixels_are_weighed_without_the_decoders_error():
+    physics = OPERATORS["deblur"]()
+    target = posterior(physics, measure(physics, prior_draws()))
+    forgiving = replace(target, likelihood=DecoderError(target.likelihood, 0.1))
+    x = grey()
+    assert torch.equal(target.log_likelihood_of_picture(x), forgiving.log_likelihood_of_picture(x))
+    assert forgiving.likelihood.log_prob(target.y, x) > target.log_likelihood_of_picture(x)
 
 
 def test_table_interpolates_between_its_ticks():
