@@ -18,6 +18,8 @@ PHYSICS = {
     "blur": operators.blur("gaussian:0.6", SIZE, SIGMA),
     "downsample": operators.downsample(2, SIZE, SIGMA),
     "inpaint": operators.inpaint(np.indices(SIZE).sum(0) % 3 > 0, SIZE, SIGMA),
+    "demosaic": operators.demosaic(SIZE, SIGMA),
+    "colorize": operators.colorize(SIZE, SIGMA),
 }
 
 

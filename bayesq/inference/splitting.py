@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bayesq.codec import Codec
 from bayesq.networks.rate import level_of_noise
+from bayesq.operators.proximal import proximal
 
 ITERATIONS = 12
 COARSEST, FINEST = 0.2, 0.01
@@ -40,5 +41,5 @@ def split(y: Tensor, physics: LinearPhysics, sigma: float, codec: Codec, x0: Ten
     for k in range(ITERATIONS):
         noise = COARSEST * (finest / COARSEST) ** (k / (ITERATIONS - 1))
         coded, _ = codec.reconstruct(x, level_of_noise(EXCESS * noise))
-        x = physics.prox_l2(coded, y, (noise / sigma) ** 2 / COUPLING)
+        x = proximal(coded, y, physics, (noise / sigma) ** 2 / COUPLING)
     return x.clamp(0, 1)

@@ -74,4 +74,6 @@ class DecoderError:
 
     @torch.no_grad()
     def _mean(self, y: Tensor, x: Tensor) -> Tensor:
-        return self.physics.prox_l2(x, y, (self.gamma / self.sigma) ** 2)
+        from bayesq.operators.proximal import proximal
+
+        return proximal(x, y, self.physics, (self.gamma / self.sigma) ** 2)
