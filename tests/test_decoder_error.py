@@ -69,7 +69,8 @@ def test_completions_are_the_gaussian_of_the_picture_given_both(problem, generat
     torch.testing.assert_close(law.complete(y, decoded).flatten().double(), mean, rtol=0, atol=2e-4)
 
     n = 4000
-    draws = law.complete(y.expand(n, *y.shape[1:]), decoded.expand(n, *decoded.shape[1:]), generator).flatten(1).double()
+    many = y.expand(n, *y.shape[1:]), decoded.expand(n, *decoded.shape[1:])
+    draws = law.complete(*many, generator).flatten(1).double()
     deviation = covariance.diag().sqrt()
     assert ((draws.mean(0) - mean).abs() < 5 * deviation / n**0.5).all()
     error = (torch.cov(draws.T) - covariance) / (deviation[:, None] * deviation)
