@@ -264,4 +264,4 @@ def _groups(counts: np.ndarray) -> Iterator[tuple[int, slice]]:
 
 
 def _checksum(symbols: np.ndarray, crc: int) -> int:
-    return zlib.crc32(symbols.astype("<i4", copy=False), crc)
+    return zlib.crc32(symbols.astype("<i4", copy=False).data, crc)

@@ -191,8 +191,8 @@ def run(
     if codec == COMPRESSAI:
         present = [setting for setting in present if setting.runtime == "torch"]
     with TemporaryDirectory() as folder:
-        job = {"codec": codec, "pictures": [str(Path(path).resolve()) for path in pictures], "quality": quality}
-        job["folder"] = folder
+        sources = [str(Path(path).resolve()) for path in pictures]
+        job: dict[str, Any] = {"codec": codec, "pictures": sources, "quality": quality, "folder": folder}
         written: dict[str, list[str]] = {}
         errors: dict[str, str] = {}
         symbols = 0
@@ -225,7 +225,7 @@ def _process(setting: Setting, job: dict[str, Any]) -> tuple[list[dict[str, Any]
     """What a new process says of a job in a setting, line by line, and how it failed if it did."""
     threads = {name: str(setting.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     fixed = {"MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE", "TORCHINDUCTOR_CACHE_DIR": job["folder"]}
-    environment = os.environ | threads | fixed | setting.environment
+    environment = {**os.environ, **threads, **fixed, **setting.environment}
     command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "bayesq.bench.exactness"]
     task = json.dumps({"setting": asdict(setting), **job})
     done = subprocess.run(command, input=task, capture_output=True, text=True, env=environment)
