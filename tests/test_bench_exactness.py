@@ -49,6 +49,7 @@ def test_the_command_tells_the_settings(capsys):
     [
         (Setting("a"), Outcome(0, 0.9), 0, 0),
         (Setting("a"), Outcome(0, 1.1), 0, 1),
+        (Setting("a"), Outcome(0, float("nan")), 0, 1),
         (Setting("a"), Outcome(1, 0.0), 1, 0),
         (Setting("a"), Outcome(None, None, "gone"), 1, 1),
         (Setting("a", tolerance=None), Outcome(0, 3.0), 0, 0),

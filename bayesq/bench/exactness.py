@@ -84,7 +84,7 @@ class Outcome:
 
     Attributes:
         symbols: How many symbols differ, of all files; None if one was not read.
-        deviation: Largest difference of a pixel, in 8-bit steps; None likewise.
+        deviation: Largest difference of a pixel, in 8-bit steps, 255 where it is no number; None likewise.
         error: Why a file was not read.
     """
 
@@ -127,7 +127,7 @@ class Report:
     def deviating(self) -> int:
         """Pairs whose pixels differ by more than the reader's tolerance, or in which a file was not read."""
         return sum(
-            outcome.deviation is None or (reader.tolerance is not None and outcome.deviation > reader.tolerance)
+            outcome.deviation is None or (reader.tolerance is not None and not outcome.deviation <= reader.tolerance)
             for reader, outcome in self.pairs
         )
 
@@ -354,7 +354,8 @@ def work(task: dict[str, Any]) -> None:
             except (BayesqError, RuntimeError, ValueError) as error:
                 _tell({"file": name, "symbols": None, "deviation": None, "error": f"{setting.name}: {error}"})
                 continue
-            deviation = np.abs(picture.numpy() - expected["picture"]).max() / STEP
+            difference = np.abs(picture.numpy() - expected["picture"])
+            deviation = np.nan_to_num(difference, nan=1.0).max() / STEP  # garbled latents may overflow
             differing = np.count_nonzero(symbols.numpy() != expected["symbols"])
             _tell({"file": name, "symbols": differing, "deviation": float(deviation)})
 
