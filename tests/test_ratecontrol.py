@@ -1,6 +1,5 @@
 """Files meet their target, or an error says what can be had instead."""
 
-
 import pytest
 from PIL import Image
 
