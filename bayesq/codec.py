@@ -192,8 +192,8 @@ class Codec(nn.Module):
     def reconstruct(self, x: Tensor, level: int) -> tuple[Tensor, float]:
         """What ``decompress`` gives back for x, and the bits that the prior asks for it."""
         coded = self.quantize(x, level)
-        picture = self.picture(coded.values, *x.shape[-2:], self._levels(level, len(x)))
-        return picture.clamp(0, 1), float(coded.nats.sum()) / math.log(2)
+        picture = self.synthesize(self.prior.image_latent(coded.values), level)
+        return picture[..., : x.shape[-2], : x.shape[-1]], float(coded.nats.sum()) / math.log(2)
 
     @torch.inference_mode()
     def compress(self, x: Tensor, level: int, window: Box | None = None) -> bytes:
