@@ -18,10 +18,17 @@ class Cell:
     Attributes:
         centre: ``(B, C, h, w)``, latent units.
         width: Broadcastable to ``centre``, not negative.
+        point: What a coded latent is decoded to, where that is not the centre.
     """
 
     centre: Tensor
     width: Tensor
+    point: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """What a coded latent is decoded to."""
+        return self.centre if self.point is None else self.point
 
     @property
     def lower(self) -> Tensor:

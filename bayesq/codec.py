@@ -52,6 +52,7 @@ class Architecture:
         widths: Channels of g_a and g_s at 1/8 and 1/16 of the picture's size.
         analysis_depths, synthesis_depths: Residual blocks at those sizes.
         prior_width: Hidden channels of the prior's networks.
+        leading: Channels of z that are coded first, a multiple of 4.
     """
 
     latents: int = 448
@@ -60,6 +61,7 @@ class Architecture:
     analysis_depths: tuple[int, int] = (3, 3)
     synthesis_depths: tuple[int, int] = (5, 3)
     prior_width: int = 128
+    leading: int = 64
 
     @classmethod
     def from_json(cls, text: str) -> Architecture:
@@ -122,7 +124,7 @@ class Codec(nn.Module):
     def build(cls, architecture: Architecture) -> Codec:
         """An untrained, trainable codec of the library's own design."""
         a = architecture
-        prior = Hyperprior(a.latents, a.hyper, a.prior_width)
+        prior = Hyperprior(a.latents, a.leading, a.hyper, a.prior_width)
         codec = cls(
             Analysis(a.latents, a.widths, a.analysis_depths),
             Synthesis(a.latents, a.widths, a.synthesis_depths),
@@ -227,7 +229,7 @@ class Codec(nn.Module):
         """
         with exact_arithmetic():
             cells = decode(self.walk(1, height, width, self._levels(level, 1)), payload)
-        return self.prior.image_latent([cell.centre for cell in cells])
+        return self.prior.image_latent([cell.value for cell in cells])
 
     @torch.inference_mode()
     def sample_latents(

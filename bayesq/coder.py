@@ -15,10 +15,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import erfc, sqrt
+from math import sqrt
 
 import numpy as np
 from constriction import stream
+from scipy.special import erfc
 
 from bayesq.errors import BitstreamError, ModelError
 
@@ -92,14 +93,15 @@ class Tables:
         return _categorical(np.diff(self.cdf[row]))
 
 
-def gaussian_tables(scales: np.ndarray, radius: int) -> Tables:
-    """Tables of zero-mean Gaussians integrated over the unit cells [k − ½, k + ½].
+def gaussian_tables(scales: np.ndarray, radius: int, dead_zones: np.ndarray | None = None) -> Tables:
+    """Tables of zero-mean Gaussians integrated over cells [k − ½, k + ½], that of 0 widened at its neighbours' cost.
 
     The escape carries the mass outside ±(radius + ½). Runs when a model is exported; decoders read the stored counts.
 
     Args:
         scales: (T,) standard deviations in units of the quantisation step, all positive.
         radius: R ≥ 0.
+        dead_zones: (T,) how far the cell of 0 reaches, in [½, 1.5); ½ if None.
 
     Raises:
         ModelError: a scale is not positive and finite.
@@ -107,7 +109,10 @@ def gaussian_tables(scales: np.ndarray, radius: int) -> Tables:
     scales = np.asarray(scales, dtype=np.float64)
     if scales.ndim != 1 or not np.isfinite(scales).all() or (scales <= 0).any():
         raise ModelError("scales must be positive and finite")
-    tail = np.array([[0.5 * erfc((k + 0.5) / (s * sqrt(2))) for k in range(radius + 1)] for s in scales.tolist()])
+    edges = np.tile(np.arange(radius + 1) + 0.5, (len(scales), 1))
+    if dead_zones is not None:
+        edges[:, 0] = dead_zones
+    tail = erfc(edges / (scales[:, None] * sqrt(2))) / 2
     side = tail[:, :-1] - tail[:, 1:]
     return Tables.from_masses(np.hstack([side[:, ::-1], 1 - 2 * tail[:, :1], side, 2 * tail[:, -1:]]))
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from bayesq.cells import Cell
 from bayesq.coder import Tables
-from bayesq.quantizers import Lattice, Quantizer
+from bayesq.quantizers import DeadZone, Lattice, Quantizer
 
 SCALE_MIN, SCALE_MAX, SCALE_COUNT = 0.11, 256.0, 64
+DISTORTION_PRICE = 12.0
 SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_COUNT - 1)
 
 
@@ -32,6 +33,18 @@ def scale_of(index: Tensor) -> Tensor:
 def index_of(scale: Tensor) -> Tensor:
     """Real-valued table index of a standard deviation, the inverse of ``scale_of``."""
     return torch.log(scale / SCALE_MIN) / SCALE_STEP
+
+
+def dead_zones(scale: Tensor) -> Tensor:
+    """How far the cell of code 0 should reach for Gaussians of a standard deviation, in cells: in [½, 0.98].
+
+    Where a squared error of 1 is worth 12 nats (the best on held-out photographs; 6 at high rate, by theory), the
+    codes 0 and 1 break even at this distance from the mean.
+    """
+    edges = torch.tensor([0.5, 1.5], dtype=scale.dtype) / scale[:, None]
+    inner, outer = torch.special.log_ndtr(-edges).unbind(1)
+    gain = torch.log(torch.erf(edges[:, 0] / 2**0.5)) - log_difference(inner, outer)
+    return (0.5 + gain / (2 * DISTORTION_PRICE)).clamp(0.5, 0.98)
 
 
 class Conditional(Protocol):
@@ -77,11 +90,13 @@ class GaussianCells:
         index: Same shape (see ``scale_of``). Densities are those of the real index, codes use the nearest table; in
             portable files it is an integer, so that both agree on every machine.
         table: CDF tables, one row per integer index; None where nothing is coded.
+        dead_zones: How far the cell of code 0 reaches at each integer index; None if no further than others.
     """
 
     mean: Tensor
     index: Tensor
     table: Tables | None = None
+    dead_zones: Tensor | None = None
 
     def log_mass(self, cell: Cell) -> Tensor:
         distance, half, scale = (cell.centre - self.mean).abs(), cell.width / 2, scale_of(self.index)
@@ -94,8 +109,10 @@ class GaussianCells:
     def log_density(self, value: Tensor) -> Tensor:
         return self.log_mass(Cell(value, torch.ones((), dtype=value.dtype, device=value.device)))
 
-    def quantizer(self) -> Lattice:
-        return Lattice(1.0, self.mean)
+    def quantizer(self) -> Lattice | DeadZone:
+        if self.dead_zones is None:
+            return Lattice(1.0, self.mean)
+        return DeadZone(self.dead_zones[self.index.detach().round().long()], self.mean)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         normal = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)

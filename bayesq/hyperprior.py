@@ -1,26 +1,28 @@
-"""The codec's own prior: a coarse hyper-latent h, then z in two interleaved passes.
+"""The codec's own prior: a coarse hyper-latent h, then z in interleaved passes, its leading channels first.
 
       z ─► log-energies ─► h_a ─► h          (h at half the size of z)
-      h ─► scale network (integers), mean network ─► p(z₁ | h), p(z₂ | h, z₁)
+      h, codes so far ─► scale network (integers), mean network ─► p(next pass of z | h, passes before)
 
-Scale and mean hyperprior after Minnen et al. 2018; the two passes share out channels and positions like the two
-colours of a checkerboard (He et al. 2021, Li et al. 2023), so that every element of the second pass has coded
+Scale and mean hyperprior after Minnen et al. 2018. The leading channels, which hold most of what neighbours tell of
+each other, take four passes, the others two. The passes of a group share out its channels and positions like the
+colours of a checkerboard (He et al. 2021; four colours: Li et al. 2023), so that all but the first have coded
 neighbours in space and among channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesq.coder import Tables, gaussian_tables
-from bayesq.conditionals import SCALE_COUNT, GaussianCells, scale_of
+from bayesq.conditionals import SCALE_COUNT, GaussianCells, dead_zones, scale_of
 from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.rate import LEVELS, Interpolated
-from bayesq.networks.scale import INDEX_UNIT, MeanNetwork, ScaleNetwork
+from bayesq.networks.scale import INDEX_UNIT, MeanNetwork, Pass, ScaleNetwork
 from bayesq.networks.transforms import leaky_relu
 from bayesq.prior import Walk
 from bayesq.quantizers import Clamp, StraightThrough
@@ -28,26 +30,30 @@ from bayesq.quantizers import Clamp, StraightThrough
 TABLE_RADIUS = 512
 
 
-def _colour(height: int, width: int, device: torch.device) -> Tensor:
-    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    return ((rows[:, None] + columns) % 2).bool()
+def part(z: Tensor, ways: int, n: int) -> Tensor:
+    """The n-th of 2 or 4 passes of z ``(B, M, h, w)``, ``(B, M/ways, h, w)``.
 
-
-def split(z: Tensor) -> tuple[Tensor, Tensor]:
-    """The two passes of z ``(B, M, h, w)``, each ``(B, M/2, h, w)``.
-
-    The first holds even channels where row + column is even, and odd channels elsewhere.
+    Of each ``ways`` neighbouring channels it holds, where the colour is q, the (n xor q)-th. Colours are those of a
+    checkerboard, or the four places in squares of 2 × 2, those on a diagonal following each other.
     """
-    even, odd = z[:, 0::2], z[:, 1::2]
-    colour = _colour(z.shape[2], z.shape[3], z.device)
-    return torch.where(colour, odd, even), torch.where(colour, even, odd)
+    groups, (height, width) = z.unflatten(1, (-1, ways)), z.shape[-2:]
+    rows, columns = torch.arange(height, device=z.device)[:, None], torch.arange(width, device=z.device)
+    colour = (rows + columns) % 2 if ways == 2 else (rows + columns) % 2 * 2 + rows % 2
+    result = groups[:, :, n]
+    for q in range(1, ways):
+        result = torch.where(colour == q, groups[:, :, n ^ q], result)
+    return result
 
 
-def merge(first: Tensor, second: Tensor) -> Tensor:
-    """The inverse of ``split``."""
-    colour = _colour(first.shape[2], first.shape[3], first.device)
-    even, odd = torch.where(colour, second, first), torch.where(colour, first, second)
-    return torch.stack([even, odd], 2).flatten(1, 2)
+def split(z: Tensor, ways: int) -> list[Tensor]:
+    """All passes of z."""
+    return [part(z, ways, n) for n in range(ways)]
+
+
+def merge(parts: Sequence[Tensor], ways: int) -> Tensor:
+    """The inverse of ``split``, with zeros for passes that are missing at the end."""
+    missing = [torch.zeros_like(parts[0])] * (ways - len(parts))
+    return torch.stack(split(torch.stack([*parts, *missing], 2).flatten(1, 2), ways), 2).flatten(1, 2)
 
 
 def log_energy(z: Tensor) -> Tensor:
@@ -84,27 +90,33 @@ class HyperAnalysis(nn.Module):
 
 
 class Hyperprior(nn.Module):
-    """p(h) p(z₁ | h) p(z₂ | h, z₁) for a continuous range of qualities; a ``LatentPrior``.
+    """p(h) p(z₁ | h) p(z₂ | h, z₁) … for a continuous range of qualities; a ``LatentPrior``.
 
     h has a zero-mean Gaussian law whose scale is learned per channel and quality, so that both latents are coded
     with one set of tables, and a channel of h that does not pay at some quality costs nothing there.
 
     Args:
         latents: M, channels of z, even.
+        leading: How many of them are coded first, in four passes; a multiple of 4.
         hyper: N, channels of h.
         width: Hidden channels of all its networks.
     """
 
     stride = 2
 
-    def __init__(self, latents: int, hyper: int, width: int) -> None:
+    def __init__(self, latents: int, leading: int, hyper: int, width: int) -> None:
         super().__init__()
-        self.hyper = hyper
+        others = latents - leading
+        self.hyper, self.groups = hyper, ((leading, 4), (others, 2))
+        self.channels = [slice(leading)] * 4 + [slice(leading, latents)] * 2
         self.analysis = HyperAnalysis(latents, hyper, width)
-        self.scales = ScaleNetwork(hyper, latents, width)
-        self.means = MeanNetwork(hyper, latents, width)
+        passes = [Pass(leading, leading)] * 4 + [Pass(leading, others), Pass(others, others)]
+        self.scales = ScaleNetwork(hyper, passes, width)
+        self.means = MeanNetwork(hyper, passes, width)
+        self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
         self.hyper_index: HyperIndex | ExportedHyperIndex = HyperIndex(hyper)
         self.tables: Tables | None = None
+        self.register_buffer("dead_zones", dead_zones(scale_of(torch.arange(SCALE_COUNT))), persistent=False)
 
     def export(self) -> None:
         """Replaces, in place, all that stands before the symbols by integers."""
@@ -112,7 +124,8 @@ class Hyperprior(nn.Module):
         if isinstance(self.hyper_index, HyperIndex):
             self.hyper_index = self.hyper_index.export()
         if self.tables is None:  # those of a loaded model stay: another machine's may differ in a count
-            self.tables = gaussian_tables(scale_of(torch.arange(SCALE_COUNT).double()).numpy(), TABLE_RADIUS)
+            scales = scale_of(torch.arange(SCALE_COUNT).double())
+            self.tables = gaussian_tables(scales.numpy(), TABLE_RADIUS, dead_zones(scales).numpy())
 
     def blank(self, tables: Tables) -> None:
         """Makes room, in place, for what ``export`` wrote elsewhere; the tables are those that it wrote."""
@@ -120,29 +133,39 @@ class Hyperprior(nn.Module):
         self.hyper_index, self.tables = ExportedHyperIndex(self.hyper), tables
 
     def targets(self, z: Tensor, level: Tensor) -> list[Tensor]:
-        return [self.analysis(z, level), *split(z)]
+        groups = zip(z.split([count for count, _ in self.groups], 1), self.groups, strict=True)
+        return [self.analysis(z, level), *(p for group, (_, ways) in groups for p in split(group, ways))]
 
     def image_latent(self, values: Sequence[Tensor]) -> Tensor:
-        return merge(values[1], values[2])
+        parts = iter(values[1:])
+        return torch.cat([merge(list(islice(parts, ways)), ways) for _, ways in self.groups], 1)
 
     def walk(self, size: tuple[int, int, int], level: Tensor) -> Walk:
         batch, height, width = size
         shape = batch, self.hyper, height // self.stride, width // self.stride
         index = self.hyper_index(level)
-        h = yield GaussianCells(index.new_zeros(shape), index.expand(shape), self.tables)
+        h = yield self._law(index.new_zeros(shape), index.expand(shape))
 
         h = StraightThrough.apply(torch.round(h.detach()), h)
-        scale_features = self.scales.features(h, level)
-        mean_features = self.means.features(h)
-        indexes, _ = split(self.scales.first_pass(scale_features, level))
-        means, _ = split(self.means.first_pass(mean_features, level))
-        first = yield GaussianCells(means, indexes, self.tables)
+        (f, h), features = self.scales.start(h, level), self.means.start(h)
+        counts = [count for count, _ in self.groups]
+        gains_in, gains_out = (gain(level).exp().split(counts, 1) for gain in (self.log_in, self.log_out))
+        n, codes, known = 0, h, h
+        for (_, ways), gain_in, gain_out in zip(self.groups, gains_in, gains_out, strict=True):
+            symbols: list[Tensor] = []
+            values: list[Tensor] = []
+            for place in range(ways):
+                if n:
+                    f, features = self.scales.extend(n, f, codes, level), self.means.extend(n, features, known)
+                mean = part(self.means.mean(n, features) * gain_out, ways, place)
+                index = part(self.scales.index(n, f, h, level), ways, place)
+                values.append((yield self._law(mean, index)))
+                symbols.append(torch.round((values[-1] - mean).detach()))
+                codes, known = merge(symbols, ways), merge(values, ways) * gain_in
+                n += 1
 
-        nothing = torch.zeros_like(first)
-        symbols = merge(torch.round((first - means).detach()), nothing)
-        _, indexes = split(self.scales.second_pass(scale_features, symbols, level))
-        _, means = split(self.means.second_pass(mean_features, merge(first, nothing), level))
-        yield GaussianCells(means, indexes, self.tables)
+    def _law(self, mean: Tensor, index: Tensor) -> GaussianCells:
+        return GaussianCells(mean, index, self.tables, self.dead_zones)
 
 
 class HyperIndex(nn.Module):

@@ -111,7 +111,7 @@ class Coded:
 
     @property
     def values(self) -> list[Tensor]:
-        return [cell.centre for cell in self.cells]
+        return [cell.value for cell in self.cells]
 
 
 def quantize(walk: Walk, targets: Sequence[Tensor]) -> Coded:
@@ -125,7 +125,7 @@ def quantize(walk: Walk, targets: Sequence[Tensor]) -> Coded:
         symbols.append(lattice.index(targets[n]))
         cells.append(lattice.cell(symbols[-1]))
         nats.append(-_per_image(conditional.log_mass(cells[-1])))
-        return cells[-1].centre
+        return cells[-1].value
 
     drive(walk, answer)
     return Coded(symbols, cells, torch.stack(nats).sum(0))
@@ -139,13 +139,13 @@ def sample(walk: Walk, generator: torch.Generator | None = None) -> list[Tensor]
 def sample_within(
     walk: Walk, cells: Sequence[Cell], n: int, generator: torch.Generator | None = None
 ) -> list[list[Tensor]]:
-    """n draws of all latents from the prior restricted to decoded cells; the context is that of the centres."""
+    """n draws of all latents from the prior restricted to decoded cells; the context is that of what is decoded."""
     draws: list[list[Tensor]] = [[] for _ in range(n)]
 
     def answer(part: int, conditional: Conditional) -> Tensor:
         for draw in draws:
             draw.append(conditional.sample_within(cells[part], generator))
-        return cells[part].centre
+        return cells[part].value
 
     drive(walk, answer)
     return draws
@@ -160,10 +160,10 @@ def information(walk: Walk, cells: Sequence[Cell]) -> list[Tensor]:
 
     def answer(part: int, conditional: Conditional) -> Tensor:
         rows, tables = conditional.tables()
-        symbols = conditional.quantizer().index(cells[part].centre)
+        symbols = conditional.quantizer().index(cells[part].value)
         bits = tables.bits(_flat(symbols), _flat(rows))
         nats.append(torch.from_numpy(bits * math.log(2)).view(rows.shape))
-        return cells[part].centre
+        return cells[part].value
 
     drive(walk, answer)
     return nats
@@ -178,7 +178,7 @@ def encode(walk: Walk, targets: Sequence[Tensor]) -> bytes:
         symbols = lattice.index(targets[n])
         rows, tables = conditional.tables()
         encoder.put(_flat(symbols), _flat(rows), tables)
-        return lattice.cell(symbols).centre
+        return lattice.value(symbols)
 
     drive(walk, answer)
     return encoder.finish()
@@ -193,7 +193,7 @@ def decode(walk: Walk, data: bytes) -> list[Cell]:
         rows, tables = conditional.tables()
         symbols = torch.from_numpy(decoder.get(_flat(rows), tables)).view(rows.shape)
         cells.append(conditional.quantizer().cell(symbols.to(rows.device)))
-        return cells[-1].centre
+        return cells[-1].value
 
     drive(walk, answer)
     decoder.check()

@@ -95,6 +95,37 @@ class Lattice:
 
 
 @dataclass(frozen=True)
+class DeadZone:
+    """The lattice ``offset + k`` with a wider cell for code 0, at the cost of those of ±1.
+
+    Attributes:
+        threshold: How far from the offset the cell of code 0 reaches, in [½, 1); broadcasts to the values.
+        offset: Where code 0 lies.
+    """
+
+    threshold: Tensor
+    offset: Tensor | float = 0.0
+
+    def index(self, value: Tensor) -> Tensor:
+        distance = value - self.offset
+        return torch.where(distance.abs() < self.threshold, 0, torch.round(distance)).to(torch.int32)
+
+    def value(self, index: Tensor) -> Tensor:
+        return index + self.offset
+
+    def cell(self, index: Tensor) -> Cell:
+        spare, value = self.threshold - 0.5, self.value(index)
+        beside = spare * (index.abs() == 1)
+        return Cell(value + index * beside / 2, 1 - beside + 2 * spare * (index == 0), value)
+
+    def straight_through(self, value: Tensor) -> Tensor:
+        return StraightThrough.apply(self.value(self.index(value.detach())).detach(), value)
+
+    def dither(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return Lattice().dither(value, generator)
+
+
+@dataclass(frozen=True)
 class Levels:
     """Arbitrary reproduction levels on the line; a cell reaches halfway to its neighbours.
 
@@ -120,7 +151,7 @@ class Levels:
     def cell(self, index: Tensor) -> Cell:
         boundaries, index = self._boundaries, index.long()
         lower, upper = boundaries[index], boundaries[index + 1]
-        return Cell((lower + upper) / 2, upper - lower)
+        return Cell((lower + upper) / 2, upper - lower, self.value(index))
 
     def straight_through(self, value: Tensor) -> Tensor:
         return StraightThrough.apply(self.value(self.index(value.detach())), value)

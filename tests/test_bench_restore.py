@@ -82,6 +82,13 @@ def test_total_variations_agree(pictures):
     assert psnr(chambolle.at(0.1)(y, physics), total_variation(y, physics, 0.1)) > 45
 
 
+def test_only_the_methods_asked_for_run(codec, pictures):
+    scores = restore.measure(
+        codec, restore.SUITE[0], pictures[:1], rivals=RIVALS, words=["START", "bayes"], steps=1, samples=2
+    )
+    assert [score.method for score in scores] == ["start", "BayesShrink (scikit-image)"]
+
+
 def test_tuning_finds_the_best_of_the_grid(pictures):
     shrink = Rival("shrink", ("denoise",), (0.5, 1.0, 2.0), lambda y, physics, factor: factor * y)
     problems = [restore.SUITE[0].problem(x, 0) for x in pictures]

@@ -15,7 +15,7 @@ from bayesq.cli import main
 from bayesq.codec import Architecture, Codec
 from bayesq.resources import data_dir
 
-SMALL = Architecture(latents=8, hyper=4, widths=(8, 8), analysis_depths=(1, 1), synthesis_depths=(1, 1), prior_width=8)
+SMALL = Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)
 
 
 @pytest.fixture(scope="module")

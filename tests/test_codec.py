@@ -40,7 +40,7 @@ def test_files_come_back(codec, size, level):
 def test_the_rate_is_that_of_the_file(codec, level):
     x = picture(256, 256)
     bits = codec.reconstruct(x, level)[1]
-    assert abs(8 * len(codec.compress(x, level)) - bits) < 0.02 * bits + 96
+    assert abs(8 * len(codec.compress(x, level)) - bits) < 0.03 * bits + 96
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 90), (48, 33), (64, 64)])
@@ -102,7 +102,7 @@ def test_a_decoder_whose_floats_differ_reads_the_same_codes(codec):
     ours, theirs = (c.walk(1, 70, 45, torch.tensor([level])) for c in (codec, other))
     payload = codec.compress(x, level)
     pairs = list(zip(decode(ours, payload), decode(theirs, payload), strict=True))  # vouches for the codes
-    assert [torch.equal(a.centre, b.centre) for a, b in pairs] == [True, False, False]
+    assert [torch.equal(a.centre, b.centre) for a, b in pairs] == [True] + [False] * 6
 
 
 @pytest.mark.parametrize("level", [-1, 256])
@@ -149,7 +149,7 @@ def test_samples_lie_in_the_cells_of_the_file(codec):
     payload = codec.compress(x, level)
     cells = decode(codec.walk(1, 70, 45, torch.tensor([level])), payload)
     for cell, target in zip(cells, codec.targets(x, torch.tensor([level])), strict=True):
-        assert ((cell.centre - target).abs() <= 0.5 + 1e-3).all()
+        assert ((cell.centre - target).abs() <= cell.width / 2 + 1e-3).all()
     drawn = codec.sample_decode(payload, 70, 45, level, 3, torch.Generator().manual_seed(0))
     again = codec.sample_decode(payload, 70, 45, level, 3, torch.Generator().manual_seed(0))
     assert drawn.shape == (3, 1, 3, 70, 45) and torch.equal(drawn, again)
@@ -208,7 +208,7 @@ def test_missing_weights_are_refused(tmp_path):
 def test_weights_that_break_the_integer_bound_are_refused(tiny_codec, tmp_path):
     path = tmp_path / "weights.safetensors"
     codec = tiny_codec.exported()
-    codec.prior.scales.first.multiplier.fill_(-1)
+    codec.prior.scales.heads[0].multiplier.fill_(-1)
     codec.save(path)
     with pytest.raises(ModelError, match="multiplier"):
         Codec.load(path)

@@ -21,7 +21,7 @@ from bayesq.networks.integer import (
     integer_convolution,
 )
 from bayesq.networks.rate import LEVELS
-from bayesq.networks.scale import MAGNITUDES, ScaleNetwork, magnitude_code
+from bayesq.networks.scale import MAGNITUDES, Pass, ScaleNetwork, magnitude_code
 
 LOW, HIGH = -(2**31), 2**31
 
@@ -219,16 +219,21 @@ def test_multipliers_are_checked(multiplier):
 def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ScaleNetwork(4, 6, 16)
-        for layer in network.children():
-            torch.nn.init.normal_(layer.bias.anchors, std=0.3)
+        network = ScaleNetwork(4, [Pass(6, 6), Pass(6, 6), Pass(6, 2)], 16)
+        for layer in network.modules():
+            if isinstance(layer, TrainableIntegerConv):
+                torch.nn.init.normal_(layer.bias.anchors, std=0.3)
     generator = torch.Generator().manual_seed(0)
     h = torch.randint(-99, 100, (2, 4, 3, 2), generator=generator).float()
     symbols, level = torch.randint(-9999, 9999, (2, 6, 6, 4), generator=generator), torch.tensor([0, 255])
 
     def indexes():
-        features = network.features(h, level)
-        return torch.stack([network.first_pass(features, level), network.second_pass(features, symbols, level)])
+        f, direct = network.start(h, level)
+        found = [network.index(0, f, direct, level)]
+        for n in (1, 2):
+            f = network.extend(n, f, symbols, level)
+            found.append(network.index(n, f, direct, level))
+        return torch.cat(found, 1)
 
     trained = indexes().detach()
     assert torch.equal(trained, trained.round()) and trained.min() >= 0 and trained.max() <= 63

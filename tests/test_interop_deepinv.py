@@ -9,7 +9,7 @@ from bayesq.codec import Architecture, Codec
 from bayesq.interop.deepinv import CodecDenoiser, CodingDenoiser, VBLEReconstructor
 from bayesq.restore import restore
 
-TINY = Architecture(latents=8, hyper=4, widths=(8, 8), analysis_depths=(1, 1), synthesis_depths=(1, 1), prior_width=8)
+TINY = Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)
 
 
 @pytest.fixture(scope="module")

@@ -78,10 +78,20 @@ def test_codes_are_cells_around_the_targets(case):
 
 
 @torch.no_grad()
-def test_the_density_of_centres_is_the_probability_of_codes(case):
+def test_the_density_of_what_is_decoded_is_the_probability_of_its_code(case):
     coded = quantize(case.walk(), case.targets)
+    masses = []
+
+    def answer(n, law):
+        cell = coded.cells[n]
+        unit = (cell.width == 1).expand_as(cell.value)
+        masses.append(law.log_mass(cell))
+        assert unit.any() and torch.allclose(law.log_density(cell.value)[unit], masses[-1][unit], atol=1e-5)
+        return cell.value
+
+    drive(case.walk(), answer)
     assert coded.nats.shape == (1,) and coded.nats > 0
-    assert torch.allclose(log_density(case.walk(), coded.values), -coded.nats)
+    assert torch.allclose(sum(mass.sum() for mass in masses), -coded.nats)
 
 
 @torch.no_grad()
@@ -161,18 +171,26 @@ def test_pictures_of_a_batch_do_not_mix(case):
     assert torch.allclose(log_density(case.walk(2), pair), torch.cat(alone), rtol=1e-4)
 
 
+@pytest.mark.parametrize("ways", [2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (5, 4)])
-def test_split_and_merge_are_inverse(size):
-    z = torch.arange(6.0 * size[0] * size[1]).view(1, 6, *size)
-    first, second = split(z)
-    assert first.shape == second.shape == (1, 3, *size)
-    assert torch.equal(merge(first, second), z)
-    assert torch.equal(torch.cat([first, second]).flatten().sort().values, z.flatten())
+def test_split_and_merge_are_inverse(ways, size):
+    z = torch.arange(8.0 * size[0] * size[1]).view(1, 8, *size)
+    parts = split(z, ways)
+    assert [part.shape for part in parts] == [(1, 8 // ways, *size)] * ways
+    assert torch.equal(merge(parts, ways), z)
+    assert torch.equal(torch.cat(parts).flatten().sort().values, z.flatten())
 
 
-def test_every_element_of_the_second_pass_has_neighbours_in_the_first():
-    first, second = merge(torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)), torch.zeros(1, 4, 4, 4)
-    second[..., 1:] += first[..., :-1]
-    second[..., 1:, :] += first[..., :-1, :]
-    second[..., :-1] += first[..., 1:]
-    assert (second[first == 0] > 0).all()
+def test_passes_that_are_missing_are_zeros():
+    parts = split(torch.ones(1, 4, 4, 4), 4)
+    for count in range(1, 5):
+        merged = merge(parts[:count], 4)
+        assert merged.sum() == count * 16 and (merged.sum(1) == count).all() and (merged.sum((2, 3)) == 4 * count).all()
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_every_element_of_a_later_pass_has_neighbours_in_those_before(ways):
+    for count in range(1, ways):
+        known = merge([torch.ones(1, 4 // ways, 4, 4)] * count, ways)
+        near = torch.nn.functional.max_pool2d(known, 3, 1, 1)
+        assert (near == 1).all()

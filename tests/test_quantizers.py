@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from bayesq.quantizers import Clamp, Lattice, Levels
+from bayesq.quantizers import Clamp, DeadZone, Lattice, Levels
 
 QUANTIZERS = {
     "integers": Lattice(),
     "offset lattice": Lattice(0.25, -0.1),
     "lattice with a step for each channel": Lattice(torch.tensor([0.1, 1.0, 7.0]).view(1, 3, 1, 1), 0.3),
     "lattice around predicted means": Lattice(1.0, torch.linspace(-2, 2, 60).view(1, 3, 4, 5)),
+    "lattice with a dead zone": DeadZone(torch.tensor([0.5, 0.7, 0.98]).view(1, 3, 1, 1), 0.3),
     "ternary levels": Levels(torch.tensor([-1.0, 0.0, 1.0])),
     "uneven levels": Levels(torch.tensor([-4.0, -1.0, -0.2, 0.1, 0.9, 5.0])),
 }
@@ -35,7 +36,7 @@ def test_a_value_lies_in_the_cell_of_its_code(quantizer, values):
 def test_codes_are_int32_and_stand_for_their_own_cell(quantizer, values):
     index = quantizer.index(values)
     assert index.dtype == torch.int32 and index.shape == values.shape
-    assert torch.equal(quantizer.index(quantizer.cell(index).centre), index)
+    assert torch.equal(quantizer.index(quantizer.cell(index).value), index)
 
 
 def test_cells_of_neighbouring_codes_touch(quantizer, values):
@@ -57,7 +58,7 @@ def test_straight_through_quantises_with_the_gradient_of_the_identity(quantizer,
 @pytest.mark.parametrize("name", [name for name in QUANTIZERS if "levels" not in name])
 def test_a_lattice_reproduces_the_centre(name, values):
     lattice = QUANTIZERS[name]
-    assert torch.equal(lattice.straight_through(values), lattice.cell(lattice.index(values)).centre)
+    assert torch.equal(lattice.straight_through(values), lattice.cell(lattice.index(values)).value)
 
 
 def test_levels_are_what_is_reproduced():
@@ -69,7 +70,7 @@ def test_levels_are_what_is_reproduced():
 
 def test_dither_is_uniform_over_one_cell(quantizer, values):
     generator = torch.Generator().manual_seed(1)
-    width = quantizer.cell(quantizer.index(values)).width
+    width = 1 if isinstance(quantizer, DeadZone) else quantizer.cell(quantizer.index(values)).width
     noise = torch.stack([(quantizer.dither(values, generator) - values) / width for _ in range(200)])
     assert noise.abs().max() <= 0.5 * (1 + 1e-4)
     assert abs(noise.mean()) < 0.01 and abs(noise.var() - 1 / 12) < 0.002

@@ -280,8 +280,8 @@ class Ours:
         symbols = []
 
         def answer(part: int, conditional: prior.Conditional) -> Tensor:
-            symbols.append(conditional.quantizer().index(cells[part].centre).flatten())
-            return cells[part].centre
+            symbols.append(conditional.quantizer().index(cells[part].value).flatten())
+            return cells[part].value
 
         with exact_arithmetic(), torch.inference_mode():
             cells = prior.decode(walk(), data)

@@ -156,6 +156,7 @@ def measure(
     *,
     rivals: Sequence[Rival] = (),
     tuning: Sequence[Tensor] = (),
+    words: Sequence[str] = ("",),
     seed: int = 0,
     quality: float | None = None,
     steps: int,
@@ -171,6 +172,7 @@ def measure(
         pictures: Each ``(1, 3, H, W)`` in [0, 1].
         rivals: Methods to compare with; those that cannot do the task are left out.
         tuning: Pictures on which the rivals' parameters are chosen.
+        words: Only methods whose names hold one of these, in capitals or not.
         seed: Of the first picture's mask and noise, and of the inference; the n-th picture's is n more.
         quality: Of the prior; by default ``restore``'s choice.
         steps: Iterations of ours.
@@ -183,7 +185,9 @@ def measure(
     """
     problems = [task.problem(x, seed + n) for n, x in enumerate(pictures)]
     trials = [task.problem(x, seed + n) for n, x in enumerate(tuning)]
-    rivals = [rival for rival in rivals if task.name in rival.tasks]
+
+    def wanted(name: str) -> bool:
+        return any(word.lower() in name.lower() for word in words)
 
     def ours(algorithm: type[VBLE | MAPz]) -> Method:
         def run(y: Tensor, physics: LinearPhysics) -> Restoration:
@@ -200,9 +204,11 @@ def measure(
 
         return run
 
-    methods: dict[str, Method] = {"start": initial_image, "VBLE": ours(VBLE), "MAP-z": ours(MAPz)}
+    all_ours: dict[str, Method] = {"start": initial_image, "VBLE": ours(VBLE), "MAP-z": ours(MAPz)}
+    methods = {name: run for name, run in all_ours.items() if wanted(name)}
+    rivals = [rival for rival in rivals if task.name in rival.tasks and wanted(rival.name)]
     scores = []
-    with tqdm(total=3 + len(rivals), desc=task.name, disable=None if progress else True, leave=False) as bar:
+    with tqdm(total=len(methods) + len(rivals), desc=task.name, disable=None if progress else True, leave=False) as bar:
         for name, run in methods.items():
             scores.append(_score(task, name, None, problems, run, border))
             bar.update()

@@ -207,13 +207,13 @@ def stages(codec: Codec, x: Tensor, level: int, clock: Clock = perf_counter) -> 
         symbols = lattice.index(targets[part])
         with _timed(times, STAGES[2], clock):
             encoder.put(symbols.flatten().numpy(), rows.flatten().numpy(), tables)
-        return lattice.cell(symbols).centre
+        return lattice.value(symbols)
 
     def decode(part: int, conditional: Conditional) -> Tensor:
         rows, tables = conditional.tables()
         with _timed(times, STAGES[4], clock):
             symbols = torch.from_numpy(decoder.get(rows.flatten().numpy(), tables)).view(rows.shape)
-        return conditional.quantizer().cell(symbols).centre
+        return conditional.quantizer().value(symbols)
 
     with exact_arithmetic():
         with _timed(times, STAGES[0], clock):

@@ -35,6 +35,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--steps", type=common.positive, metavar="N", default=50, help="of the restoration (default: %(default)s)"
     )
     parser.add_argument("--samples", type=common.several, metavar="N", default=32, help="default: %(default)s")
+    parser.add_argument(
+        "--methods",
+        type=lambda text: text.split(","),
+        default=[""],
+        metavar="WORD,...",
+        help="only methods whose names hold one of these: start, vble, map-z, tv, wiener … (default: all)",
+    )
     parser.add_argument("--rivals", action="store_true", help="restore by scikit-image and by total variation too")
     parser.add_argument(
         "--tune",
@@ -68,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         tasks = [replace(task, sigma=operators.parse_noise(args.sigma)) for task in tasks]
     codec = zoo.load(args.model)
     options = {"seed": args.seed, "quality": args.quality, "steps": args.steps, "samples": args.samples}
+    options["words"] = args.methods
     options["border"] = 5 if vble else 0
     pictures, trials = ([restore.read(path, args.crop) for path in group] for group in (paths, tuning))
     opponents = rivals.available() if args.rivals else []

@@ -154,9 +154,11 @@ def soften(quantizer: Quantizer, value: Tensor, done: float, generator: torch.Ge
 
     def soft_round(v: Tensor) -> Tensor:
         cell = quantizer.cell(quantizer.index(v.detach()))
-        place = (v - cell.centre) / cell.width
-        step = (torch.tanh((place.abs() - 0.5) / temperature) / math.tanh(0.5 / temperature) + 1) / 2
-        return cell.centre + cell.width * place.sign() * step
+        above = v.detach() > cell.value
+        reach = torch.where(above, cell.upper - cell.value, cell.lower - cell.value)
+        place = (v - cell.value) / reach
+        step = (torch.tanh((place - 1) / (2 * temperature)) / math.tanh(0.5 / temperature) + 1) / 2
+        return cell.value + 2 * reach * step
 
     uniform = 2 * torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype) - 1
     noise = uniform * uniform.abs() ** (CONCENTRATION * done) / 2

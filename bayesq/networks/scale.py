@@ -1,15 +1,16 @@
 """The scale network: from decoded integers to table indexes, in integers all the way; and its float sibling for means.
 
-Both are drawn for a hyper-latent h of N channels at half the size of the latent z of M channels. z is coded in two
-passes of half the elements each; the second pass also sees what the first one decoded.
+Both are drawn for a hyper-latent h of N channels at half the size of the latent z. z is coded in passes, and every pass
+sees what those before it decoded: features f that start from h take in the newest codes, and foretell the next.
 
-    h ─► 1×1 ─► 3×3 ─► ×2 ─► f          index₁ = out₁(f, h)
-    codes of pass 1 ─► log₂ magnitude ─► 3×3 ─► c          index₂ = out₂(1×1(f, c), h)
+    h ─► 1×1 ─► 3×3 ─► ×2 ─► f₀          f₀, h ─► index of pass 0
+    codes known before pass n ─► log₂ magnitude ─► 3×3 ─► c          1×1(fₙ₋₁, c) ─► fₙ          fₙ, h ─► index of it
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,11 @@ from torch import Tensor, nn
 
 from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import IntegerConv, TrainableIntegerConv
-from bayesq.networks.rate import Interpolated
 from bayesq.networks.transforms import leaky_relu
 
-CONTEXT_CHANNELS = 128
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
+STRONGEST = 128
 
 
 def _magnitude(k: int) -> int:
@@ -44,55 +44,68 @@ def double(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What a pass of the walk sees and foretells.
+
+    Attributes:
+        known: Channels of z in which codes are known by then; 0 before the first pass.
+        outputs: Channels of z of which it codes a part.
+    """
+
+    known: int
+    outputs: int
+
+
 class ScaleNetwork(nn.Module):
-    """Table indexes of both passes, exact on every machine (see ``bayesq.networks.integer``).
+    """Table indexes of all passes, exact on every machine (see ``bayesq.networks.integer``).
 
     Args:
         hyper: N, channels of h.
-        latents: M, channels of z.
+        passes: Of the walk.
         width: Hidden channels.
     """
 
-    def __init__(self, hyper: int, latents: int, width: int) -> None:
+    def __init__(self, hyper: int, passes: Sequence[Pass], width: int) -> None:
         super().__init__()
-        top = SCALE_COUNT - 1
         self.inlet = TrainableIntegerConv(hyper, width, 1, 0, 255, weight_unit=2)
         self.middle = TrainableIntegerConv(width, width, 3, 0, 255)
         self.expand = TrainableIntegerConv(width, 4 * width, 1, 0, 255)
-        self.first = TrainableIntegerConv(
-            width + hyper, latents, 1, 0, top, weight_unit=0.25, bias_unit=INDEX_UNIT, gain=0.1
-        )
-        self.context = TrainableIntegerConv(latents, width, 3, 0, 255)
-        self.merge = TrainableIntegerConv(2 * width, width, 1, 0, 255)
-        self.second = TrainableIntegerConv(
-            width + hyper, latents, 1, 0, top, weight_unit=0.25, bias_unit=INDEX_UNIT, gain=0.1
+        context = width // 2
+        self.contexts = nn.ModuleList(TrainableIntegerConv(p.known, context, 3, 0, 255) for p in passes[1:])
+        self.merges = nn.ModuleList(TrainableIntegerConv(width + context, width, 1, 0, 255) for _ in passes[1:])
+        self.heads = nn.ModuleList(
+            TrainableIntegerConv(
+                width + hyper, p.outputs, 1, 0, SCALE_COUNT - 1, weight_unit=0.25, bias_unit=INDEX_UNIT, gain=0.1
+            )
+            for p in passes
         )
 
-    def features(self, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """From integers h ``(B, N, h/2, w/2)`` to the features f ``(B, width, h, w)`` and 4h at the size of z."""
+    def start(self, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """From integers h ``(B, N, h/2, w/2)`` to the features f₀ ``(B, width, h, w)`` and 4h at the size of z."""
         h = HYPER_UNIT * h.clamp(-HYPER_MAX, HYPER_MAX)
         f = self.expand(self.middle(self.inlet(h, level), level), level)
         return F.pixel_shuffle(f, 2), double(h)
 
-    def first_pass(self, features: tuple[Tensor, Tensor], level: Tensor) -> Tensor:
-        """Indexes ``(B, M, h, w)`` given h alone."""
-        return self.first(torch.cat(features, 1), level)
+    def extend(self, n: int, f: Tensor, symbols: Tensor, level: Tensor) -> Tensor:
+        """fₙ from fₙ₋₁ and the codes that pass n knows ``(B, known, h, w)``, zero where not yet known."""
+        context = self.contexts[n - 1](magnitude_code(symbols.detach()), level)
+        return self.merges[n - 1](torch.cat([f, context], 1), level)
 
-    def second_pass(self, features: tuple[Tensor, Tensor], symbols: Tensor, level: Tensor) -> Tensor:
-        """Indexes given h and the codes of the first pass ``(B, M, h, w)``, zero where not yet known."""
-        f, h = features
-        context = self.context(magnitude_code(symbols.detach()), level)
-        return self.second(torch.cat([self.merge(torch.cat([f, context], 1), level), h], 1), level)
+    def index(self, n: int, f: Tensor, h: Tensor, level: Tensor) -> Tensor:
+        """Indexes ``(B, outputs, h, w)`` of pass n from its features and 4h."""
+        return self.heads[n](torch.cat([f, h], 1), level)
 
     def export(self, convert: Callable[[TrainableIntegerConv], IntegerConv] = TrainableIntegerConv.export) -> None:
         """Replaces every layer by its integers, in place."""
-        for name, layer in list(self.named_children()):
-            if isinstance(layer, TrainableIntegerConv):
-                setattr(self, name, convert(layer))
+        for module in (self, self.contexts, self.merges, self.heads):
+            for name, layer in list(module.named_children()):
+                if isinstance(layer, TrainableIntegerConv):
+                    setattr(module, name, convert(layer))
 
     def check(self) -> None:
         """Raises ModelError unless every exported layer keeps the exactness bounds."""
-        for layer in self.children():
+        for layer in self.modules():
             if isinstance(layer, IntegerConv):
                 layer.check()
 
@@ -104,35 +117,32 @@ class MeanNetwork(nn.Module):
 
     Args:
         hyper: N, channels of h.
-        latents: M, channels of z.
+        passes: Of the walk.
         width: Hidden channels.
     """
 
-    def __init__(self, hyper: int, latents: int, width: int) -> None:
+    def __init__(self, hyper: int, passes: Sequence[Pass], width: int) -> None:
         super().__init__()
-        self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
         self.inlet = nn.Conv2d(hyper, width, 3, padding=1)
         self.expand = nn.Conv2d(width, 4 * width, 1)
-        self.first = nn.Conv2d(width, latents, 1)
-        self.strongest = min(latents, CONTEXT_CHANNELS)
-        self.context = nn.Conv2d(self.strongest, 2 * width, 3, padding=1)
-        self.merge = nn.Conv2d(3 * width, 2 * width, 1)
-        self.second = nn.Conv2d(2 * width, latents, 1)
-        for layer in (self.first, self.second):
-            nn.init.normal_(layer.weight, std=0.1 * layer.in_channels**-0.5)
+        seen = [min(p.known, STRONGEST) for p in passes[1:]]
+        self.contexts = nn.ModuleList(nn.Conv2d(known, width, 3, padding=1) for known in seen)
+        self.merges = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for _ in seen)
+        self.heads = nn.ModuleList(nn.Conv2d(width, p.outputs, 1) for p in passes)
+        for layer in self.heads:
+            nn.init.normal_(layer.weight, std=0.1 * width**-0.5)
             nn.init.zeros_(layer.bias)
 
-    def features(self, h: Tensor) -> Tensor:
+    def start(self, h: Tensor) -> Tensor:
         """From h ``(B, N, h/2, w/2)`` to features ``(B, width, h, w)``."""
         hidden = leaky_relu(self.inlet(h / 4))
         return leaky_relu(F.pixel_shuffle(self.expand(hidden), 2))
 
-    def first_pass(self, features: Tensor, level: Tensor) -> Tensor:
-        return self.first(features) * torch.exp(self.log_out(level))
+    def extend(self, n: int, features: Tensor, known: Tensor) -> Tensor:
+        """Features of pass n from those before and the values it knows, over their gain, zero where not yet known."""
+        context = leaky_relu(self.contexts[n - 1](known[:, :STRONGEST]))
+        return leaky_relu(self.merges[n - 1](torch.cat([features, context], 1)))
 
-    def second_pass(self, features: Tensor, known: Tensor, level: Tensor) -> Tensor:
-        """Means given h and the values of the first pass ``(B, M, h, w)``, zero where not yet known."""
-        normal = known * torch.exp(self.log_in(level))
-        context = leaky_relu(self.context(normal[:, : self.strongest]))
-        hidden = leaky_relu(self.merge(torch.cat([features, context], 1)))
-        return self.second(hidden) * torch.exp(self.log_out(level))
+    def mean(self, n: int, features: Tensor) -> Tensor:
+        """Means of pass n over their gain ``(B, outputs, h, w)``."""
+        return self.heads[n](features)

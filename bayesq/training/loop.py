@@ -60,7 +60,7 @@ class Settings:
     crop: int = 128
     rate: float = 6e-4
     warmup: int = 250
-    decay: float = 0.3
+    decay: float = 0.5
     clip: float = 2.0
     ema: float = 0.998
     seed: int = 0

@@ -12,7 +12,7 @@ from bayesq.codec import Codec
 from bayesq.networks.rate import LAMBDA_MAX, LEVELS, rate_weight
 from bayesq.prior import relax
 
-BALANCE = 0.35
+BALANCE = 0.45
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RateDistortion:
 class RateDistortionLoss(nn.Module):
     """λ·255²·MSE + bpp at a quality of its own for each picture.
 
-    Pictures are weighted by λ^−0.35, which makes up for the larger loss at high quality, so that relative changes of
+    Pictures are weighted by λ^−0.45, which makes up for the larger loss at high quality, so that relative changes of
     the rate count about equally at all qualities.
 
     Args:

@@ -109,8 +109,8 @@ def initialise(codec: Codec, crops: Crops, generator: torch.Generator, count: in
     )
     codec.analysis.log_gain.anchors.copy_(log_gains)
     codec.synthesis.log_gain.anchors.copy_(-codec.analysis.log_gain.anchors)
-    prior.means.log_out.anchors.copy_(log_gains + variances.log() / 2)
-    prior.means.log_in.anchors.copy_(-prior.means.log_out.anchors)
+    prior.log_out.anchors.copy_(log_gains + variances.log() / 2)
+    prior.log_in.anchors.copy_(-prior.log_out.anchors)
 
     latent = F.conv2d(F.pixel_unshuffle(lapped[:1024], BLOCK), components[:, :, None, None])
     gains = log_gains.exp()[:, None, :, None, None]
@@ -147,7 +147,7 @@ def _start_prior(prior: Hyperprior, energies: Tensor, log_scales: Tensor) -> Non
     spread = h.view(ANCHORS, -1, count).square().mean(1).sqrt()
     prior.hyper_index.value.anchors.fill_(float(index_of(torch.tensor(0.2))) / INDEX_UNIT)
     prior.hyper_index.value.anchors[:, :count].copy_(index_of(spread + 0.2) / INDEX_UNIT)
-    for layer in (prior.scales.first, prior.scales.second):
-        direct = layer.weight[:, -prior.hyper :, 0, 0]
-        direct[:, :count] = regression / (HYPER_UNIT * layer.weight_unit)
-        layer.bias.anchors.copy_((mean_scale / SCALE_STEP + index_of(torch.ones(()))) / layer.bias_unit)
+    for head, channels in zip(prior.scales.heads, prior.channels, strict=True):
+        head.weight[:, -prior.hyper :, 0, 0][:, :count] = regression[channels] / (HYPER_UNIT * head.weight_unit)
+        start = mean_scale[:, channels] / SCALE_STEP + index_of(torch.ones(()))
+        head.bias.anchors.copy_(start / head.bias_unit)
