@@ -150,19 +150,19 @@ class Hyperprior(nn.Module):
         (f, h), features = self.scales.start(h, level), self.means.start(h)
         counts = [count for count, _ in self.groups]
         gains_in, gains_out = (gain(level).exp().split(counts, 1) for gain in (self.log_in, self.log_out))
-        n, codes, known = 0, h, h
+        n = 0
         for (_, ways), gain_in, gain_out in zip(self.groups, gains_in, gains_out, strict=True):
             symbols: list[Tensor] = []
             values: list[Tensor] = []
             for place in range(ways):
-                if n:
-                    f, features = self.scales.extend(n, f, codes, level), self.means.extend(n, features, known)
                 mean = part(self.means.mean(n, features) * gain_out, ways, place)
                 index = part(self.scales.index(n, f, h, level), ways, place)
                 values.append((yield self._law(mean, index)))
                 symbols.append(torch.round((values[-1] - mean).detach()))
-                codes, known = merge(symbols, ways), merge(values, ways) * gain_in
                 n += 1
+                if n < len(self.channels):
+                    f = self.scales.extend(n, f, merge(symbols, ways), level)
+                    features = self.means.extend(n, features, merge(values, ways) * gain_in)
 
     def _law(self, mean: Tensor, index: Tensor) -> GaussianCells:
         return GaussianCells(mean, index, self.tables, self.dead_zones)

@@ -162,11 +162,11 @@ def test_tiles_are_synthesised_as_one_picture(codec, tiled, monkeypatch):
 def test_tiles_are_analysed_as_one_picture(codec, tiled, monkeypatch):
     z, x, level = whole(codec, tiled)[0], to_tensor(PHOTO), torch.tensor([QUALITY * 255 // 100])
     expected = codec.prior.image_latent(codec.targets(x, level))
-    assert (z - expected).abs().max() < 0.501
+    assert (z - expected).abs().max() < 0.981
     monkeypatch.setattr(codec, "margin", 0)
     monkeypatch.setattr(tiling, "TILE", TILE)
     alone = whole(codec, files.encode(PHOTO, codec, QUALITY))[0]
-    assert (alone - expected).abs().max() > 0.6
+    assert (alone - expected).abs().max() > 1.5
 
 
 @pytest.mark.parametrize("quality", [0, 50])
