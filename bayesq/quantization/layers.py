@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bayesq.errors import ModelError
 from bayesq.quantization.formats import Affine, Format, Parameters, as_json, from_json
+from bayesq.quantization.formats.affine import ClippedLattice
 from bayesq.quantization.formats.base import Grid, half
 
 GRID = "grid_"
@@ -148,12 +149,17 @@ class QuantizedConv(nn.Module):
     def _traced_weight(self) -> Tensor:
         """The weights as what is traced for an inference engine shows them: rounded once more, if they are eight-bit
         integers with one step a channel, so that the engine finds them to be such and takes its integer kernels."""
-        form = self.spec.format
-        if not isinstance(form, Affine) or form.width > 8 or form.group != 0 or self.spec.activation != 8:
+        if not in_integers(self.spec.format, self.spec.activation):
             return self.weight
-        grid = form.grid(self.grid_parameters)
+        grid = self.grid
+        assert isinstance(grid, ClippedLattice)
         step, zero = grid.step[:, 0], grid.zero[:, 0].int()
-        return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**form.width - 1)
+        return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**grid.width - 1)
+
+
+def in_integers(form: Format, activation: int | None) -> bool:
+    """Whether inference engines have integer kernels for such weights and inputs: eight bits, a step a channel."""
+    return isinstance(form, Affine) and form.width <= 8 and form.group == 0 and activation == 8
 
 
 def quantized(codec: nn.Module) -> Iterator[tuple[str, QuantizedConv]]:

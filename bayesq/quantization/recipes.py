@@ -25,9 +25,10 @@ from bayesq.quantization.formats import (
     Sparse,
     Ternary,
 )
+from bayesq.quantization.gates import Gates
 from bayesq.quantization.ranges import LEAST_HARM, Percentile, whole_range
 from bayesq.quantization.rounding import GPTQ, AdaRound, Rounding, nearest
-from bayesq.quantization.shapes import Absorb, Centre, Rotate, Shape, Smooth
+from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Shape, Smooth
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
@@ -76,11 +77,13 @@ class Recipe:
         by_channel: Whether each input channel has a range of its own.
         span: Range of weights.
         shapes: What is done before rounding.
+        noise: What is done once the ranges of inputs are known.
         rounding: Of weights.
         correct: Whether biases make up for mean errors.
         harm, solver: How formats are allocated.
         size: What weights may take, of 32 bits each, unless asked otherwise.
         operations: What bit operations may take, of those with 32-bit factors.
+        latency: What time g_a and g_s may take, of that in floating point.
         tuning: Training at the end.
     """
 
@@ -92,12 +95,14 @@ class Recipe:
     by_channel: bool = False
     span: Range = LEAST_HARM
     shapes: tuple[Shape, ...] = ()
+    noise: Shape | None = None
     rounding: Rounding = nearest
     correct: bool = True
     harm: Harm | None = None
     solver: Solver = allocation.integer_program
     size: float | None = None
     operations: float | None = None
+    latency: float | None = None
     tuning: Tuning | None = None
 
 
@@ -110,6 +115,7 @@ RECIPES: dict[str, Recipe] = {
     "w8a8": Recipe(inputs=A8),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.7))),
+    "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), rounding=GPTQ()),
     "w4a8": Recipe((Affine(4, 32),), inputs=A8, rounding=GPTQ()),
@@ -132,6 +138,9 @@ RECIPES: dict[str, Recipe] = {
     "hawq": Recipe(INTEGERS, inputs=A8, harm=sensitivity.traces, rounding=GPTQ(), size=0.2),
     "relevance": Recipe(INTEGERS, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.2),
     "calib": Recipe(INTEGERS, inputs=A8, harm=sensitivity.one_at_a_time, rounding=GPTQ(), size=0.2),
+    "lrp": Recipe(INTEGERS, inputs=A8, harm=sensitivity.propagated_relevance, rounding=GPTQ(), size=0.2),
+    "entropy": Recipe(INTEGERS, inputs=A8, harm=sensitivity.activation_entropy, rounding=GPTQ(), size=0.2),
+    "gates": Recipe(INTEGERS, inputs=A8, harm=Gates(), rounding=GPTQ(), size=0.2),
     "hamp": Recipe(
         INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.monotone, rounding=GPTQ(), size=0.2
     ),
