@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bayesq.codec import Codec
 from bayesq.errors import ModelError
-from bayesq.quantization import layers
+from bayesq.quantization import dynamic, layers
 from bayesq.quantization.calibration import Batch, convolutions, draw, mean_loss, observe
 from bayesq.quantization.cost import FLOAT, LayerCost, cost_of
 from bayesq.quantization.draft import Draft
@@ -130,6 +130,8 @@ def quantize(
         from bayesq.quantization.tuning import tune
 
         tune(codec, original, drafts, recipe.tuning, data.crops, progress)
+    if recipe.dynamic is not None:
+        dynamic.adapt(codec, original, drafts, recipe, batch, data.crops)
     codec.reads = codec.model_id if any(codec.model_id) and "prior.means" not in recipe.parts else None
     codec.model_id = codec.reads or bytes(8)
     return Quantized(codec, formats, before, mean_loss(codec, batch))

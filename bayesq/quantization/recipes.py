@@ -54,6 +54,8 @@ class Tuning:
         batch, crop: Crops a step and their side.
         rate: Learning rate, in steps of a weight's grid.
         distillation: Weight of the distance to the floating-point codec's pictures, relative to distortion's.
+        sharpness: Of the gradient of rounded inputs near the borders of cells; None for that of the identity.
+        weights: Whether weights, their scales and biases learn too, not only the steps and zero points of inputs.
     """
 
     steps: int = 60
@@ -62,6 +64,23 @@ class Tuning:
     crop: int = 128
     rate: float = 0.02
     distillation: float = 0.5
+    sharpness: float | None = None
+    weights: bool = True
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Precisions of g_s to choose from, picture by picture; see ``bayesq.quantization.dynamic``.
+
+    Attributes:
+        means: Bits of the inputs of g_s's eight-bit layers that each precision has on average.
+        bits: What a layer may have.
+        price: Of one bit, relative to the loss.
+    """
+
+    means: tuple[float, ...] = (6.0, 5.0)
+    bits: tuple[int, ...] = (4, 5, 6, 7, 8)
+    price: float = 0.002
 
 
 @dataclass(frozen=True)
@@ -85,6 +104,7 @@ class Recipe:
         operations: What bit operations may take, of those with 32-bit factors.
         latency: What time g_a and g_s may take, of that in floating point.
         tuning: Training at the end.
+        dynamic: Precisions that depend on the picture.
     """
 
     formats: tuple[Format, ...] = (Affine(8),)
@@ -104,6 +124,7 @@ class Recipe:
     operations: float | None = None
     latency: float | None = None
     tuning: Tuning | None = None
+    dynamic: Dynamic | None = None
 
 
 A8 = (("*.linear", 16), ("*", 8))
@@ -135,6 +156,9 @@ RECIPES: dict[str, Recipe] = {
     "double-binary": Recipe((DoubleBinary(32),)),
     "ternary": Recipe((Ternary(32),)),
     "binary": Recipe((Binary(32),)),
+    "dynaquant": Recipe(
+        inputs=A8, tuning=Tuning(steps=40, sharpness=1.0, weights=False), dynamic=Dynamic(means=(6.0, 5.0))
+    ),
     "hawq": Recipe(INTEGERS, inputs=A8, harm=sensitivity.traces, rounding=GPTQ(), size=0.2),
     "relevance": Recipe(INTEGERS, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.2),
     "calib": Recipe(INTEGERS, inputs=A8, harm=sensitivity.one_at_a_time, rounding=GPTQ(), size=0.2),
