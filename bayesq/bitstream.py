@@ -34,6 +34,8 @@ what a file is can be told without reading it all. Readers keep chunks with unkn
 ``ICCP``  ICC profile
 ``EXIF``  EXIF data: a TIFF structure, without the "Exif\\0\\0" of JPEG files
 ``XMP_``  XMP packet
+``PREC``  precision of the model's synthesis, one byte a tile, 0 being the full one; models that have none of
+          a number, and readers that ignore the chunk, decode in full precision
 ========  =========================================================================================
 """
 
@@ -54,7 +56,7 @@ MAX_PIXELS = 1 << 28
 MAX_TILES = 1 << 16
 MAX_TILE_SIDE = 1 << 11
 STRIP = 64
-ALPHA, ICC, EXIF, XMP = "ALPH", "ICCP", "EXIF", "XMP_"
+ALPHA, ICC, EXIF, XMP, PRECISION = "ALPH", "ICCP", "EXIF", "XMP_", "PREC"
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels, right and bottom outside."""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from compressai.models import CompressionModel
 
     from bayesq.bitstream import Box
+    from bayesq.quantization.dynamic import Selector
     from bayesq.tiling import Index
 
 FORMAT = "bayesq-codec-1"
@@ -69,7 +70,8 @@ class Architecture:
         sizes = json.loads(text)
         if not isinstance(sizes, dict):
             raise TypeError("the architecture is not a JSON object")
-        return cls(**{name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()})
+        fields: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
+        return cls(**fields)
 
 
 class Codec(nn.Module):
@@ -103,7 +105,9 @@ class Codec(nn.Module):
         self.model_id = bytes(8)
         self.reads: bytes | None = None
         self.folder: Path | None = None
+        self.selector: Selector | None = None
         self._runtime: Runtime | None = None
+        self._precisions: dict[int, Codec] = {}
 
     @property
     def runtime(self) -> Runtime:
@@ -117,8 +121,18 @@ class Codec(nn.Module):
         self._runtime = runtime
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the runtime, which is that of this codec and of no copy."""
-        return {**self.__dict__, "_runtime": None}
+        """Without the runtime and the like, which are those of this codec and of no copy."""
+        return {**self.__dict__, "_runtime": None, "_precisions": {}}
+
+    def at(self, precision: int) -> Codec:
+        """The codec whose g_s takes in values of another of its precisions; itself if it has none of that number."""
+        if self.selector is None or not 1 <= precision < self.selector.precisions:
+            return self
+        if precision not in self._precisions:
+            from bayesq.quantization.dynamic import at
+
+            self._precisions[precision] = at(self, precision)
+        return self._precisions[precision]
 
     @classmethod
     def build(cls, architecture: Architecture) -> Codec:
@@ -186,9 +200,9 @@ class Codec(nn.Module):
     @torch.inference_mode()
     def quantize(self, x: Tensor, level: int) -> Coded:
         """The cells that code pictures ``(B, 3, H, W)``."""
-        levels = self._levels(level, len(x))
+        levels, (height, width) = self._levels(level, len(x)), x.shape[-2:]
         with exact_arithmetic():
-            return quantize(self.walk(len(x), *x.shape[-2:], levels), self.targets(self.checked(x), levels))
+            return quantize(self.walk(len(x), height, width, levels), self.targets(self.checked(x), levels))
 
     @torch.inference_mode()
     def reconstruct(self, x: Tensor, level: int) -> tuple[Tensor, float]:
@@ -209,10 +223,10 @@ class Codec(nn.Module):
         Raises:
             ImageError: the picture holds NaN or infinity.
         """
-        size = x.shape[-2:] if window is None else _size(window)
+        height, width = x.shape[-2:] if window is None else _size(window)
         with exact_arithmetic():
             targets = self.targets(self.checked(x), self._levels(level, 1), window)
-        return self.pack(targets, *size, level)
+        return self.pack(targets, height, width, level)
 
     @torch.inference_mode()
     def pack(self, targets: Sequence[Tensor], height: int, width: int, level: int) -> bytes:
@@ -295,6 +309,13 @@ class Codec(nn.Module):
 
     # Files -----------------------------------------------------------------------------------------------------
 
+    @property
+    def own_prior(self) -> Hyperprior:
+        """The prior, of bayesq's own design. Raises ModelError if it is a foreign one."""
+        if not isinstance(self.prior, Hyperprior):
+            raise ModelError("only codecs of bayesq's own design can be exported")
+        return self.prior
+
     def exported(self) -> Codec:
         """A copy as it is released: the scale path in integers, everything else rounded to half precision.
 
@@ -303,10 +324,8 @@ class Codec(nn.Module):
         Raises:
             ModelError: a layer breaks the bound that makes it exact, or the codec is a foreign one.
         """
-        if not isinstance(self.prior, Hyperprior):
-            raise ModelError("only codecs of bayesq's own design can be exported")
         codec = copy.deepcopy(self)
-        codec.prior.export()
+        codec.own_prior.export()
         for parameter in codec.parameters():
             parameter.data = parameter.data.half().float()
         return codec.eval().requires_grad_(False)
@@ -320,11 +339,13 @@ class Codec(nn.Module):
         from bayesq.quantization.layers import described
 
         codec = self.exported()
+        tables = codec.own_prior.tables
+        assert tables is not None and self.architecture is not None
         state = {
             name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
             for name, tensor in codec.state_dict().items()
         }
-        state["tables.cdf"] = torch.from_numpy(codec.prior.tables.cdf)
+        state["tables.cdf"] = torch.from_numpy(tables.cdf)
         header = {"format": FORMAT, "architecture": json.dumps(asdict(self.architecture))}
         if quantised := described(codec):
             header["quantization"] = quantised
@@ -358,7 +379,7 @@ class Codec(nn.Module):
             tables = Tables(state.pop("tables.cdf").numpy())
             with _NoInitialisation():
                 codec = cls.build(Architecture.from_json(metadata["architecture"]))
-            codec.prior.blank(tables)
+            codec.own_prior.blank(tables)
             if "quantization" in metadata:
                 from bayesq.quantization.layers import install
 
@@ -368,7 +389,7 @@ class Codec(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 200)
             raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
-        codec.prior.scales.check()
+        codec.own_prior.scales.check()
         codec.eval().requires_grad_(False)
         codec.folder, codec.name, codec.reads = path.parent, path.parent.name, reads
         codec.model_id = reads or (sha256 or hashlib.sha256(path.read_bytes()).digest())[:8]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
 from bayesq import bitstream
-from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, STRIP, XMP, Box, File, Head, Header, Mode, Reader
+from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, PRECISION, STRIP, XMP, Box, File, Head, Header, Mode, Reader
 from bayesq.errors import BitstreamError, ForeignModelError, ImageError
 from bayesq.io import normalized, to_image, to_tensor
 from bayesq.quality import level_of, quality_of
@@ -141,10 +141,13 @@ def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1
         from bayesq.inference import refine
 
         compress = partial(refine.compress, codec, effort, progress=progress)
-    tiles = []
+    tiles, precisions = [], []
     for box in header.boxes():
         around, window = surroundings(box, header, codec)
         tiles.append(compress(to_tensor(pixels.crop(around)), level, window))
+        precisions.append(_precision(codec, pixels.crop(box), level))
+    if any(precisions):
+        chunks[PRECISION] = bytes(precisions)
     return bitstream.pack(File(header, tuple(tiles), chunks))
 
 
@@ -181,7 +184,7 @@ def decode(
     size, grey = (box[2] - box[0], box[3] - box[1]), (_GREY,) * len(_colours(header))
     picture = None
     for part in Mosaic(header, codec).parts(box, tiles.latents):
-        x = codec.synthesize(part.z, header.level)[part.crop]
+        x = tiles.decoder(part.tile).synthesize(part.z, header.level)[part.crop]
         picture = picture or Image.new(_colours(header), size, grey)  # not before a payload has proved sound
         picture.paste(to_image(_in_mode(x, header)), (part.box[0] - box[0], part.box[1] - box[1]))
     if picture is None:
@@ -229,7 +232,7 @@ def deviation(
         z = part.z.repeat(samples, 1, 1, 1)
         coded = reader.tile(part.tile), *tiles.size(part.tile), header.level
         z[part.own] = codec.sample_latents(*coded, samples, generator)[part.own_part]
-        draws = _in_mode(codec.synthesize(z, header.level)[part.crop], header)
+        draws = _in_mode(tiles.decoder(part.tile).synthesize(z, header.level)[part.crop], header)
         left, top, right, bottom = part.box
         result[..., top - y : bottom - y, left - x : right - x] = draws.var(0).mean(0).sqrt()
     calibration = of_model(codec)
@@ -298,9 +301,31 @@ class _Tiles:
         read = partial(self._read, tile)
         return _salvaged(read, f"tile {tile}", self._boxes[tile], self._on_damage)
 
+    def decoder(self, tile: int) -> TileCodec:
+        """The codec in the precision that the file asks for."""
+        from bayesq.codec import Codec
+
+        return self._codec.at(self._precisions[tile]) if isinstance(self._codec, Codec) else self._codec
+
+    @cached_property
+    def _precisions(self) -> bytes:
+        count = len(self._reader.head.tiles)
+        if PRECISION not in self._reader.head.chunks:
+            return bytes(count)
+        read = partial(self._reader.chunk, PRECISION)
+        return (_salvaged(read, f"chunk {PRECISION}", None, self._on_damage) or b"").ljust(count, b"\0")
+
     def _read(self, tile: int) -> Tensor:
         level = self._reader.head.header.level
         return self._codec.latents(self._reader.tile(tile), *self.size(tile), level)
+
+
+def _precision(codec: TileCodec, tile: Image.Image, level: int) -> int:
+    """Which of the codec's precisions a tile should be decoded in."""
+    from bayesq.codec import Codec
+
+    selector = codec.selector if isinstance(codec, Codec) else None
+    return 0 if selector is None else selector.choose(to_tensor(tile), level)
 
 
 def _salvaged(

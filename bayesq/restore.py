@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from bayesq.codec import Codec
 from bayesq.errors import ImageError, OperatorError
 from bayesq.inference import VBLE, Algorithm, Info, Posterior
 from bayesq.inference.splitting import split
+from bayesq.io import atomic_write
 from bayesq.likelihoods import DecoderError, Likelihood, from_physics
 from bayesq.networks.rate import decoder_error, level_of_noise
 from bayesq.operators import initial_image
@@ -64,15 +66,51 @@ class Restoration:
 
         Student's, since mean and deviation are those of so many samples.
         """
-        n = len(self.samples)
-        reach = float(student.ppf((1 + level) / 2, n - 1)) * math.sqrt(1 + 1 / n) * self.std
+        reach = self.reach(level) * self.std
         return (self.mean - reach).clamp(0, 1), (self.mean + reach).clamp(0, 1)
+
+    def reach(self, level: float) -> float:
+        """Half the width of ``interval`` in standard deviations."""
+        n = len(self.samples)
+        return float(student.ppf((1 + level) / 2, n - 1)) * math.sqrt(1 + 1 / n)
+
+    def components(self, n: int) -> Tensor:
+        """Principal components of the samples: the n directions in which the pictures vary most, all pixels together.
+
+        Walk along one by ``mean + t * component``, t from −2 to 2 or so: each is as long as the samples' standard
+        deviation in its direction. They are orthogonal, the longest first, each of a sign that brightens the picture;
+        the squares of all ``len(samples) - 1`` add up to the variance of every value.
+
+        Returns:
+            ``(n, B, 3, H, W)``, image units.
+
+        Raises:
+            OperatorError: n is not 1 to ``len(samples) - 1``.
+        """
+        if not 1 <= n < len(self.samples):
+            raise OperatorError(f"{len(self.samples)} samples have 1 to {len(self.samples) - 1} components, not {n}")
+        away = (self.samples - self.samples.mean(0)).transpose(0, 1)
+        _, lengths, directions = torch.linalg.svd(away.flatten(2), full_matrices=False)
+        found = (lengths[..., None] * directions)[:, :n] / math.sqrt(len(self.samples) - 1)
+        found = torch.where(found.sum(2, keepdim=True) < 0, -found, found)
+        return found.unflatten(2, self.samples.shape[2:]).transpose(0, 1)
+
+    def grey(self) -> Restoration:
+        """The restoration of a picture without colours: channels averaged to one, deviations those of its samples."""
+        samples = self.samples.mean(2, keepdim=True)
+        return replace(self, mean=self.mean.mean(1, keepdim=True), std=samples.std(0), samples=samples)
 
     def plot(self, measurement: Tensor | None = None) -> Figure:
         """A figure of the first picture: measurement, mean, standard deviation and samples."""
         from bayesq.plot import plot_restoration
 
         return plot_restoration(self, measurement)
+
+    def report(self, path: str | Path, measurement: Tensor | None = None, truth: Tensor | None = None) -> None:
+        """Writes a page of HTML on the first picture, to explore in a browser (``bayesq.report``)."""
+        from bayesq.report import render
+
+        atomic_write(path, render(self, measurement, truth, title=Path(path).stem).encode())
 
 
 def default_quality(physics: Physics) -> float:
@@ -141,7 +179,7 @@ def restore(
     if DecoderError.takes(likelihood):
         likelihood = DecoderError(likelihood, decoder_error(level))
     x0 = _first_picture(y, physics, likelihood, codec, level)
-    posterior = Posterior(y, likelihood, codec, torch.full((len(x0),), level), tuple(x0.shape[-2:]), prior_weight)
+    posterior = Posterior(y, likelihood, codec, torch.full((len(x0),), level), (x0.shape[2], x0.shape[3]), prior_weight)
     offsets = OFFSETS[: min(grids, samples)]
     counts = [steps] + [math.ceil(LATER_SHARE * steps)] * (len(offsets) - 1)
     draws: list[Tensor] = []

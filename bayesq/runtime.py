@@ -99,20 +99,21 @@ class Compiled:
             module = self._module()
             weights = [(tensor.data_ptr(), tensor._version) for tensor in module.state_dict().values()]
             if self._request is None or weights != self._weights:
-                self._request, self._weights = _compiled(module, x), weights
+                self._request, self._weights = compiled(_translated(module, x)), weights
             return torch.from_numpy(self._request.infer([x.detach().contiguous().numpy(), level.numpy()])[0])
 
 
-def _compiled(module: nn.Module, x: Tensor) -> Any:
-    """OpenVINO's request for inputs of as many channels as x has."""
+def compiled(model: Any) -> Any:
+    """A request to run a model of OpenVINO's in float32, or in integers where it says so, on torch's many threads."""
     import openvino as ov
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return ov.Core().compile_model(_translated(module, x), "CPU", options).create_infer_request()
+    return ov.Core().compile_model(model, "CPU", options).create_infer_request()
 
 
 def _translated(module: nn.Module, x: Tensor) -> Any:
-    """OpenVINO's model of a transform, kept in the cache folder under the hash of all that it is made from."""
+    """OpenVINO's model of a transform for inputs of as many channels as x has, kept in the cache folder under the hash
+    of all that it is made from."""
     import openvino as ov
 
     digest = hashlib.sha256(f"{module} {version('openvino')} {version('torch')} {bayesq.__version__}".encode())

@@ -19,12 +19,21 @@ from bayesq.quantization.calibration import convolutions, observe
 from bayesq.quantization.cost import cost, layer_costs
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.formats import Affine, DoubleBinary, NormalFloat, Pyramid, Sparse
+from bayesq.quantization.gates import Gates, chances, opened
+from bayesq.quantization.latency import Stopwatch
 from bayesq.quantization.layers import QuantizedConv, hadamard, quantized, rotated
 from bayesq.quantization.ranges import LEAST_HARM, whole_range
 from bayesq.quantization.recipes import EVERYTHING, INTEGERS
 from bayesq.quantization.rounding import GPTQ, AdaRound, corrected, nearest
-from bayesq.quantization.sensitivity import one_at_a_time, relevance, traces
-from bayesq.quantization.shapes import Absorb, Centre, Rotate, Smooth
+from bayesq.quantization.sensitivity import (
+    activation_entropy,
+    entropy,
+    one_at_a_time,
+    propagated_relevance,
+    relevance,
+    traces,
+)
+from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Smooth
 from bayesq.quantization.tuning import LearnedConv
 from bayesq.resources import data_dir
 
@@ -136,6 +145,17 @@ def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
     assert (layer.rounded(layer.shaped(inside)) != draft.rounded).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("shapes", [(), (Centre(), Smooth(0.5))], ids=["raw", "shaped"])
+def test_noise_leaves_what_a_layer_computes_and_lowers_the_error_of_its_input(draft, shapes):
+    for bits in (5, 14):
+        plain = shaped(draft, shapes).with_activation(bits)
+        noisy = Noise()(plain)
+        errors = [((one.rounded - one.inputs).square() * one.sensitivity).sum((0, 2, 3)) for one in (noisy, plain)]
+        assert (errors[0] <= errors[1] * 1.001).all() and errors[0].sum() < errors[1].sum()
+    layer = noisy.built(Affine(16), *nearest(noisy, Affine(16), whole_range))
+    assert torch.allclose(output(draft, layer), exact(draft), atol=0.02 * float(exact(draft).std()))
+
+
 @pytest.mark.parametrize("rounding", [GPTQ(), AdaRound()])
 @pytest.mark.parametrize("form", [Affine(3), Affine(3, 16, symmetric=False), NormalFloat(3)], ids=str)
 def test_reconstruction_beats_rounding_to_the_nearest(draft, rounding, form):
@@ -212,12 +232,42 @@ def test_impossible_budgets_are_refused(solver):
         solver(harm, costs, budgets / 4)
 
 
-@pytest.mark.parametrize("sensitivity", [relevance, traces, one_at_a_time])
+SENSITIVITIES = [relevance, traces, one_at_a_time, propagated_relevance, activation_entropy]
+
+
+@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
 def test_harm_falls_with_bits(base, drafts, data, sensitivity):
     few = {name: drafts[name] for name in ("analysis.linear", "analysis.head", "synthesis.linear")}
     harm = sensitivity(base, few, [Affine(2), Affine(5), Affine(12)], LEAST_HARM, data.batch())
     assert harm.shape == (3, 3) and (harm >= 0).all()
     assert (harm[[0, 2], 0] > harm[[0, 2], 2]).all() and harm.sum(0)[1] < harm.sum(0)[0]
+
+
+def test_entropy_counts_the_values_that_occur():
+    few = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat(25)
+    assert entropy(torch.zeros(9)) == 0 and entropy(few) == pytest.approx(2)
+    assert entropy(torch.linspace(0, 1, 1024)) == pytest.approx(8)
+
+
+def test_gates_have_a_law_over_formats():
+    logits = torch.tensor([[-9.0, 9, 9], [9, 9, 9], [9, -9, 0], [0.5, -1, 2]])
+    chance = chances(logits)
+    assert torch.allclose(chance.sum(1), torch.ones(4)) and chance[:3].argmax(1).tolist() == [0, 3, 1]
+    nested = opened(logits[3:].expand(20000, 3), torch.Generator().manual_seed(0)).cumprod(1) > 0
+    drawn = torch.bincount(nested.sum(1), minlength=4) / len(nested)
+    assert torch.allclose(drawn, chance[3], atol=0.015)
+
+
+def test_gates_close_where_bits_cost_more_and_stay_open_where_they_are_needed(base, drafts, data):
+    few = {name: drafts[name] for name in ("analysis.linear", "analysis.head", "synthesis.linear")}
+    formats = [Affine(6), Affine(2), Affine(4)]
+    bits = np.array([form.width for form in formats])
+    means = []
+    for price in (1e-3, 1.0):
+        harm = Gates(steps=24, rate=0.3, price=price)(base, few, formats, LEAST_HARM, data.batch())
+        assert np.exp(-harm).sum(1) == pytest.approx(1)
+        means.append(np.exp(-harm) @ bits)
+    assert (means[0] > means[1]).all() and means[0][0] > means[0][1]
 
 
 # Whole codecs --------------------------------------------------------------------------------------------------------
@@ -312,6 +362,27 @@ def test_bit_operations_have_a_budget_too(base, data):
     layers = layer_costs(result.codec)
     chosen = [layers[name] for name, _ in quantized(result.codec)]
     assert sum(c.operations for c in chosen) <= 0.04 * sum(c.macs * 32**2 for c in chosen)
+
+
+def test_latency_is_measured_and_kept(base, data):
+    pytest.importorskip("openvino")
+    recipe = Recipe((Affine(6), Affine(12)), parts=("synthesis",), inputs=(("*", 8),), harm=relevance)
+    assert set(quantize(base, recipe, data, latency=1e3).formats.values()) == {Affine(12)}
+    with pytest.raises(ModelError, match="budget"):
+        quantize(base, recipe, data, latency=1e-6)
+
+
+def test_layers_are_timed_by_their_kernels(drafts):
+    pytest.importorskip("openvino")
+    stopwatch, draft = Stopwatch(side=64), drafts["synthesis.up"].with_activation(8)
+    times = {form: stopwatch(draft, form) for form in (Affine(3), Affine(8), Affine(9), None)}
+    assert times[Affine(3)] == times[Affine(8)] != times[Affine(9)] and min(times.values()) > 0
+
+
+def test_latency_needs_an_engine(base, data, monkeypatch):
+    monkeypatch.setattr("bayesq.quantization.latency.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"OpenVINO.*pip install"):
+        quantize(base, Recipe(INTEGERS, harm=relevance), data, latency=0.5)
 
 
 def test_a_quantised_model_is_not_quantised_again(base, data):

@@ -1,6 +1,7 @@
 """Restoration of small pictures with a codec at its analytic start."""
 
 import math
+from dataclasses import replace
 
 import deepinv.physics as dinv
 import pytest
@@ -150,3 +151,49 @@ def test_grids_share_out_samples_and_gain(codec, picture, measured):
     assert (psnr(four.mean, picture) > psnr(one.mean, picture)).all()
     with pytest.raises(OperatorError):
         restore(y, physics, codec=codec, grids=5)
+
+
+@pytest.fixture(scope="module")
+def spread(codec, measured):
+    return restore(*measured, codec=codec, quality=30, steps=4, samples=6)
+
+
+def test_components_share_out_the_variance(spread):
+    """Orthogonal, the longest first, brightening; squared they add up to the variance of every value."""
+    found = spread.components(5)
+    assert found.shape == (5, *spread.mean.shape)
+    torch.testing.assert_close(found.square().sum(0), spread.samples.var(0), rtol=1e-3, atol=1e-7)
+    for each in found.flatten(2).transpose(0, 1):
+        gram = each @ each.T
+        lengths = gram.diagonal()
+        assert (gram - lengths.diag()).abs().max() < 1e-4 * lengths.max() and (lengths.diff() <= 0).all()
+        assert (each.sum(1) >= -1e-4).all()
+    torch.testing.assert_close(spread.components(2), found[:2])
+
+
+def test_a_single_direction_is_found(spread):
+    """Of pictures along a line, the first component is the line, as long as their deviation."""
+    direction = spread.components(1)[0]
+    along = torch.tensor([-1.0, 0.0, 1.0]).view(-1, 1, 1, 1, 1)
+    pictures = replace(spread, samples=spread.mean + 3 * along * direction)
+    torch.testing.assert_close(pictures.components(1)[0], 3 * direction, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [0, 6])
+def test_components_are_fewer_than_samples(n, spread):
+    with pytest.raises(OperatorError, match="6 samples have 1 to 5 components"):
+        spread.components(n)
+
+
+def test_grey_averages_the_channels(spread):
+    grey = spread.grey()
+    torch.testing.assert_close(grey.mean, grey.samples.mean(0))
+    torch.testing.assert_close(grey.std, grey.samples.std(0))
+    torch.testing.assert_close(grey.samples[..., 0, :, :], spread.samples.mean(2))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_interval_reaches_as_far_as_said(level, spread):
+    wide = replace(spread, mean=torch.full_like(spread.mean, 0.5), std=torch.full_like(spread.std, 0.01))
+    low, high = wide.interval(level)
+    torch.testing.assert_close(high - low, 0.02 * wide.reach(level) * torch.ones_like(low))

@@ -15,7 +15,7 @@ import bayesq
 from bayesq.cli import common
 from bayesq.errors import BayesqError
 
-COMMANDS = ["demo", "restore", "degrade", "encode", "decode", "info"]
+COMMANDS = ["demo", "restore", "report", "degrade", "encode", "decode", "info"]
 COMMANDS += ["models", "train", "calibrate", "quantize", "bench", "completion"]
 
 

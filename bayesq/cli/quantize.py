@@ -26,6 +26,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--operations", type=common.above_zero, metavar="SHARE", help="budget of bit operations, in 32 x 32 bits each"
     )
+    parser.add_argument(
+        "--latency",
+        type=common.above_zero,
+        metavar="SHARE",
+        help="budget of g_a's and g_s's time, measured layer by layer with OpenVINO, in that of floating point",
+    )
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="photographs (default: the sample ones)")
     parser.add_argument("--crops", type=common.several, default=16, metavar="N", help="crops (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of crops (default: %(default)s)")
@@ -46,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     name = str(folder) if folder.is_file() else args.model
     codec = zoo.load(name)
     data = Calibration.of(args.data or [data_dir()], count=args.crops, seed=args.seed)
-    result = quantize(codec, recipe, data, args.size, args.operations, progress=not args.quiet)
+    budgets = {"size": args.size, "operations": args.operations, "latency": args.latency}
+    result = quantize(codec, recipe, data, **budgets, progress=not args.quiet)
     args.output.mkdir(parents=True, exist_ok=True)
     result.codec.save(weights)
     text = card.write(result, args.recipe, codec, zoo.load(str(weights)), weights.stat().st_size)

@@ -3,10 +3,16 @@
 import argparse
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bayesq.cli import common, tasks
 from bayesq.errors import BayesqError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from bayesq.restore import Restoration
+    from bayesq.tasks import Measurement
 
 
 class Named(NamedTuple):
@@ -41,29 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Restores a degraded picture, with its uncertainty. Grey and alpha are kept.",
     )
     for task in tasks.add_task_parsers(parser, run, tasks.SUMMARIES):
-        task.add_argument(
-            "--noise",
-            default="auto",
-            metavar="STD",
-            help="standard deviation, as 0.05 or 25/255 of white; auto: measured; infer: found together with the "
-            "picture (default: %(default)s)",
-        )
-        task.add_argument(
-            "-q", "--quality", type=common.quality, metavar="0..100", help="of the prior; default: by the noise"
-        )
-        task.add_argument(
-            "--steps",
-            type=common.positive,
-            default=50,
-            metavar="N",
-            help="a grid (default: %(default)s)",
-        )
-        task.add_argument(
-            "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
-        )
-        task.add_argument(
-            "--algorithm", choices=ALGORITHMS, default="vble", help="of the inference (default: %(default)s)"
-        )
+        add_inference_options(task)
         task.add_argument(
             "--point",
             action="store_const",
@@ -73,29 +57,40 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         )
         task.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
         task.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
-        task.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
-        task.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
         common.add_output_options(task)
         common.add_talk_options(task)
 
 
-def run(args: argparse.Namespace) -> int:
-    common.check_outputs(args, args.output, *([args.std] if args.std else []))
-    algorithm = ALGORITHMS[args.algorithm]
-    if not algorithm.spreads and (args.std or args.save_samples):
-        raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what ``infer`` obeys."""
+    parser.add_argument(
+        "--noise",
+        default="auto",
+        metavar="STD",
+        help="standard deviation, as 0.05 or 25/255 of white; auto: measured; infer: found together with the "
+        "picture (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-q", "--quality", type=common.quality, metavar="0..100", help="of the prior; default: by the noise"
+    )
+    parser.add_argument("--steps", type=common.positive, default=50, metavar="N", help="a grid (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--algorithm", choices=ALGORITHMS, default="vble", help="of the inference (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
+    parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
 
-    import torch
 
-    from bayesq import inference, zoo
-    from bayesq.io import like, parse_image, write_image
-    from bayesq.likelihoods import UnknownGaussian
-    from bayesq.restore import restore
+def take(args: argparse.Namespace) -> "tuple[Image, Measurement]":
+    """Reads the input, and finds out what is the matter with it."""
+    from bayesq.io import parse_image
     from bayesq.tasks import COLOURED, take
 
     data = common.read(args.input)
-    name = "standard input" if args.input == common.PIPE else args.input
-    image = parse_image(data, name)
+    image = parse_image(data, "standard input" if args.input == common.PIPE else args.input)
     with common.about(args.input):
         measurement = take(args.task, image, data, tasks.setting(args), args.noise)
     if args.task == "auto":
@@ -103,7 +98,18 @@ def run(args: argparse.Namespace) -> int:
     if measurement.task in COLOURED:
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         image.info.pop("icc_profile", None)  # one for grey
-    grey = measurement.grey
+    return image, measurement
+
+
+def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restoration, dict[str, Any]]":
+    """Restores what ``take`` took, to one channel if it is grey. Also returns what there is to tell programs."""
+    import torch
+
+    from bayesq import inference, zoo
+    from bayesq.likelihoods import UnknownGaussian
+    from bayesq.restore import restore
+
+    algorithm = ALGORITHMS[args.algorithm]
     codec = zoo.load(args.model)
     generator = torch.Generator().manual_seed(args.seed)
     restoration = restore(
@@ -122,16 +128,14 @@ def run(args: argparse.Namespace) -> int:
     sigma, likelihood = measurement.sigma, measurement.likelihood
     if isinstance(likelihood, UnknownGaussian):
         sigma = float(likelihood.sigma(measurement.y, restoration.samples, generator).mean())
-    size = tuple(restoration.mean.shape[-2:])
-    write_image(like(restoration.mean, image), args.output)
+    height, width = restoration.mean.shape[-2:]
     elbo = restoration.trace[-1].elbo
     summary = {
         "task": measurement.task,
         "input": args.input,
         "output": args.output,
-        "width": size[1],
-        "height": size[0],
-        "mode": image.mode,
+        "width": width,
+        "height": height,
         "model": codec.name,
         "noise": sigma,
         "quality": restoration.quality,
@@ -140,9 +144,23 @@ def run(args: argparse.Namespace) -> int:
         "elbo": None if math.isnan(elbo) else elbo,
         "seconds": restoration.seconds,
     }
-    common.say(args, f"Restored {size[1]} x {size[0]} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")
+    common.say(args, f"Restored {width} x {height} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")
     common.say(args, f"Noise {255 * sigma:.2f}/255, prior of quality {restoration.quality:.0f}, model {codec.name}.")
-    draws = restoration.samples.mean(2, keepdim=True) if grey else restoration.samples
+    return restoration.grey() if measurement.grey else restoration, summary
+
+
+def run(args: argparse.Namespace) -> int:
+    common.check_outputs(args, args.output, *([args.std] if args.std else []))
+    if not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
+        raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
+
+    from bayesq.io import like, write_image
+
+    image, measurement = take(args)
+    restoration, summary = infer(args, measurement)
+    summary["mode"] = image.mode
+    write_image(like(restoration.mean, image), args.output)
+    draws = restoration.samples
     if args.std:
         white = common.write_deviation(draws.var(0).mean(1, keepdim=True).sqrt(), args.std)
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}

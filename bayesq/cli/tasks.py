@@ -17,7 +17,10 @@ SUMMARIES = {
 
 
 def add_task_parsers(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int], names: Iterable[str]
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], int],
+    names: Iterable[str],
+    output: str = "in the format of its suffix, - for a PNG on a pipe",
 ) -> list[argparse.ArgumentParser]:
     """Adds a parser for each task, with its operator's options. Returns them, for the command to add its own."""
     subparsers = parser.add_subparsers(metavar="TASK", required=True)
@@ -26,7 +29,7 @@ def add_task_parsers(
         summary = SUMMARIES[name]
         task = subparsers.add_parser(name, help=summary, description=f"{parser.description} Here: {summary}.")
         task.add_argument("input", metavar="IN", help="a picture, - for standard input")
-        task.add_argument("output", metavar="OUT", help="in the format of its suffix, - for a PNG on a pipe")
+        task.add_argument("output", metavar="OUT", help=output)
         _add_setting(task, name)
         task.set_defaults(run=run, task=name)
         tasks.append(task)

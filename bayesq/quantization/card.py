@@ -53,6 +53,10 @@ def write(result: Quantized, recipe: str, original: Codec, codec: Codec, size: i
         f"| bits a weight, all networks | {after.weight_bits:.2f} | {before.weight_bits:.2f} |",
         f"| bits a weight, quantised layers | {after.quantised_bits:.2f} | 16 |",
         f"| bits of the inputs of g_a and g_s, mean over multiply-adds | {after.activation_bits:.2f} | 32 |",
+        *(
+            f"| the same in precision {n}, chosen by the picture | {cost(codec.at(n)).activation_bits:.2f} | |"
+            for n in range(1, codec.selector.precisions if codec.selector else 1)
+        ),
         f"| bit operations a pixel, encoder and decoder | {after.operations:.4g} | {before.operations:.4g} |",
         f"| λ·D + R on the calibration crops | {result.loss_after:.4f} | {result.loss_before:.4f} |",
         "",

@@ -9,8 +9,10 @@ parameters that decode them. Ranges are fixed, so that tiles of a picture see th
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +22,12 @@ from torch import Tensor, nn
 
 from bayesq.errors import ModelError
 from bayesq.quantization.formats import Affine, Format, Parameters, as_json, from_json
+from bayesq.quantization.formats.affine import ClippedLattice
 from bayesq.quantization.formats.base import Grid, half
 
 GRID = "grid_"
+Inputs = tuple[int, Tensor, Tensor]
+"""Bits, step and zero point of what comes in, the latter of shape ``(1,)``."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +39,30 @@ class Spec:
         shape: Of the weights, ``(O, I, k, k)``.
         activation: Bits of what comes in; None for floating point.
         rotation: Channels in a row that are mixed by a Hadamard matrix; 1 for none.
+        precisions: Bits of what comes in, in each further precision; see ``bayesq.quantization.dynamic``.
     """
 
     format: Format
     shape: tuple[int, int, int, int]
     activation: int | None = None
     rotation: int = 1
+    precisions: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        content = {"format": as_json(self.format), "shape": list(self.shape)}
-        return {**content, "activation": self.activation, "rotation": self.rotation}
+        content: dict[str, Any] = {"format": as_json(self.format), "shape": list(self.shape)}
+        content |= {"activation": self.activation, "rotation": self.rotation}
+        return content | ({"precisions": list(self.precisions)} if self.precisions else {})
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Spec:
         """The inverse of ``as_json``. Raises KeyError, TypeError, ValueError or ModelError if it is none."""
         outputs, inputs, height, width = map(int, content["shape"])
         bits, rotation = content["activation"], int(content["rotation"])
-        if (bits is not None and not 2 <= int(bits) <= 16) or rotation < 1 or inputs % rotation:
+        precisions = tuple(map(int, content.get("precisions", ())))
+        widths = [int(width) for width in (bits, *precisions) if width is not None]
+        if not all(2 <= width <= 16 for width in widths) or rotation < 1 or inputs % rotation:
             raise ValueError("bits or rotation out of range")
-        return cls(from_json(content["format"]), (outputs, inputs, height, width), bits, rotation)
+        return cls(from_json(content["format"]), (outputs, inputs, height, width), bits, rotation, precisions)
 
 
 def hadamard(size: int) -> Tensor:
@@ -79,13 +89,14 @@ class QuantizedConv(nn.Module):
         padding: Zeros around its input.
         tensors: Its state: ``codes``, ``grid_…`` (parameters of the format) and, where there are such, ``bias``
             ``(O,)``, ``input_shift`` and ``input_scale`` ``(1, I, 1, 1)``, ``step`` and ``zero`` of what comes in,
-            ``(1,)`` or ``(I,)``, ``low_in`` ``(r, I, k, k)`` and ``low_out`` ``(O, r, 1, 1)``.
+            ``(1,)`` or ``(I,)``, ``low_in`` ``(r, I, k, k)`` and ``low_out`` ``(O, r, 1, 1)``, ``steps`` and ``zeros``
+            of further precisions, ``(P,)``.
 
     Raises:
         ModelError: the codes are not those of such weights.
     """
 
-    OPTIONAL = ("bias", "input_shift", "input_scale", "step", "zero", "low_in", "low_out")
+    OPTIONAL = ("bias", "input_shift", "input_scale", "step", "zero", "low_in", "low_out", "steps", "zeros")
     codes: Tensor
     weight: Tensor
     bias: Tensor | None
@@ -95,6 +106,8 @@ class QuantizedConv(nn.Module):
     zero: Tensor | None
     low_in: Tensor | None
     low_out: Tensor | None
+    steps: Tensor | None
+    zeros: Tensor | None
 
     def __init__(self, spec: Spec, padding: tuple[int, int], tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -145,20 +158,50 @@ class QuantizedConv(nn.Module):
             y if self.low_in is None or self.low_out is None else y + F.conv2d(F.conv2d(x, self.low_in), self.low_out)
         )
 
+    def at(self, precision: int) -> QuantizedConv:
+        """The layer in one of its further precisions, counted from 1; weights are shared."""
+        assert self.steps is not None and self.zeros is not None
+        bits, place = self.spec.precisions[precision - 1], slice(precision - 1, precision)
+        other = copy.copy(self)
+        own = {"step": self.steps[place].clone(), "zero": self.zeros[place].clone(), "steps": None, "zeros": None}
+        other._buffers = {**self._buffers, **own}
+        other.spec = dataclasses.replace(self.spec, activation=bits, precisions=())
+        return other
+
+    def with_precisions(self, inputs: Sequence[Inputs]) -> QuantizedConv:
+        """The layer with these further precisions, each with one range for all channels; weights are shared."""
+        other = copy.copy(self)
+        steps, zeros = (torch.cat(parts) for parts in zip(*((step, zero) for _, step, zero in inputs), strict=True))
+        other._buffers = {**self._buffers, "steps": half(steps), "zeros": zeros}
+        other.spec = dataclasses.replace(self.spec, precisions=tuple(bits for bits, *_ in inputs))
+        return other
+
     def _traced_weight(self) -> Tensor:
         """The weights as what is traced for an inference engine shows them: rounded once more, if they are eight-bit
         integers with one step a channel, so that the engine finds them to be such and takes its integer kernels."""
-        form = self.spec.format
-        if not isinstance(form, Affine) or form.width > 8 or form.group != 0 or self.spec.activation != 8:
+        if not in_integers(self.spec.format, self.spec.activation):
             return self.weight
-        grid = form.grid(self.grid_parameters)
+        grid = self.grid
+        assert isinstance(grid, ClippedLattice)
         step, zero = grid.step[:, 0], grid.zero[:, 0].int()
-        return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**form.width - 1)
+        return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**grid.width - 1)
+
+
+def in_integers(form: Format, activation: int | None) -> bool:
+    """Whether inference engines have integer kernels for such weights and inputs: eight bits, a step a channel."""
+    return isinstance(form, Affine) and form.width <= 8 and form.group == 0 and activation == 8
 
 
 def quantized(codec: nn.Module) -> Iterator[tuple[str, QuantizedConv]]:
     """The quantised layers of a codec and their names."""
     return ((name, layer) for name, layer in codec.named_modules() if isinstance(layer, QuantizedConv))
+
+
+def layer_called(codec: nn.Module, name: str) -> QuantizedConv:
+    """The quantised layer of that name."""
+    layer = codec.get_submodule(name)
+    assert isinstance(layer, QuantizedConv)
+    return layer
 
 
 def replace(codec: nn.Module, name: str, layer: nn.Module) -> None:
@@ -187,6 +230,10 @@ def install(codec: nn.Module, description: str, state: Mapping[str, Tensor]) -> 
             tensors = {key[len(name) + 1 :]: value for key, value in state.items() if key.startswith(name + ".")}
             floats = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
             replace(codec, name, QuantizedConv(spec, _sides(conv), floats))
+        if (bias := state.get("selector.head.bias")) is not None:
+            from bayesq.quantization.dynamic import Selector
+
+            codec.selector = Selector(len(bias))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"the quantised layers do not fit the model ({error})") from error
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from tqdm import tqdm
 
 from bayesq.codec import Codec
 from bayesq.errors import ModelError
-from bayesq.quantization import layers
+from bayesq.quantization import dynamic, layers
 from bayesq.quantization.calibration import Batch, convolutions, draw, mean_loss, observe
-from bayesq.quantization.cost import LayerCost, cost_of, layer_costs
+from bayesq.quantization.cost import FLOAT, LayerCost, cost_of
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.formats import Format
+from bayesq.quantization.latency import Stopwatch
 from bayesq.quantization.ranges import whole_range
 from bayesq.quantization.recipes import Recipe
 from bayesq.quantization.rounding import corrected, nearest
@@ -75,6 +77,7 @@ def quantize(
     data: Calibration,
     size: float | None = None,
     operations: float | None = None,
+    latency: float | None = None,
     progress: bool = False,
 ) -> Quantized:
     """Quantises a codec after a recipe.
@@ -88,17 +91,20 @@ def quantize(
         recipe: What to do.
         data: What to calibrate on.
         size, operations: Budgets for the recipe's: shares of what 32-bit weights and factors take.
+        latency: The same of the time that the convolutions of g_a and g_s take in OpenVINO, one by one; it is measured.
         progress: Show a bar on stderr.
 
     Raises:
-        ModelError: the codec is quantised already or a foreign one, or no allocation is within the budgets.
+        ModelError: the codec is quantised already or a foreign one, no allocation is within the budgets,
+            or OpenVINO is not there to measure latency.
     """
     codec = codec.exported()
     if any(layers.quantized(codec)):
         raise ModelError("the model is quantised already")
-    recipe = replace(recipe, size=size or recipe.size, operations=operations or recipe.operations)
-    if recipe.harm is None and (size or operations):
+    if recipe.harm is None and (size or operations or latency):
         raise ModelError("a budget needs a recipe that allocates formats")
+    size, operations, latency = size or recipe.size, operations or recipe.operations, latency or recipe.latency
+    recipe = replace(recipe, size=size, operations=operations, latency=latency)
     original, batch = codec, data.batch()
     convs = convolutions(codec, recipe.parts)
     before = mean_loss(codec, batch)
@@ -109,7 +115,9 @@ def quantize(
         for shape in recipe.shapes:
             draft = shape(draft)
         bits = None if name.startswith("prior.") else _first(recipe.inputs, name)
-        drafts[name] = draft if bits is None else draft.with_activation(bits, recipe.by_channel, recipe.input_range)
+        if bits is not None:
+            draft = draft.with_activation(bits, recipe.by_channel, recipe.input_range)
+        drafts[name] = recipe.noise(draft) if recipe.noise else draft
     formats = _allocated(codec, recipe, drafts, batch)
     codec = codec.exported()
     for name, draft in tqdm(drafts.items(), desc="rounding", disable=None if progress else True, leave=False):
@@ -122,6 +130,8 @@ def quantize(
         from bayesq.quantization.tuning import tune
 
         tune(codec, original, drafts, recipe.tuning, data.crops, progress)
+    if recipe.dynamic is not None:
+        dynamic.adapt(codec, original, drafts, recipe, batch, data.crops)
     codec.reads = codec.model_id if any(codec.model_id) and "prior.means" not in recipe.parts else None
     codec.model_id = codec.reads or bytes(8)
     return Quantized(codec, formats, before, mean_loss(codec, batch))
@@ -137,21 +147,37 @@ def _allocated(codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Ba
     if recipe.harm is None:
         return {name: chosen.get(name, recipe.formats[0]) for name in drafts}
     harm = recipe.harm(codec, free, recipe.formats, recipe.span, batch)
-    exact = layer_costs(codec)
-    resources = [
-        (recipe.size, lambda layer: layer.bits, 32.0 * sum(d.weight.numel() for d in drafts.values())),
-        (recipe.operations, lambda layer: layer.operations, sum(exact[n].macs * 32**2 for n in drafts)),
-    ]
     tables, budgets = [], []
-    for share, amount, total in resources:
-        if share is not None:
-            fixed = sum(amount(_taken(drafts[name], form)) for name, form in chosen.items())
-            tables.append([[amount(_taken(d, f)) for f in recipe.formats] for d in free.values()])
-            budgets.append(share * total - fixed)
+    for share, amount in _resources(recipe, drafts):
+        tables.append([[amount(name, form) for form in recipe.formats] for name in free])
+        fixed = sum(amount(name, form) for name, form in chosen.items())
+        budgets.append(share * sum(amount(name, None) for name in drafts) - fixed)
     choice = recipe.solver(harm, np.array(tables, float), np.array(budgets))
     return {**chosen, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
 
 
-def _taken(draft: Draft, form: Format) -> LayerCost:
-    """What a layer costs in a format, whatever its codes are."""
-    return cost_of(draft.built(form, *nearest(draft, form, whole_range)), draft.positions)
+Amount = Callable[[str, Format | None], float]
+"""What a layer takes of a resource in a format, None for floating point of 32 bits."""
+
+
+def _resources(recipe: Recipe, drafts: dict[str, Draft]) -> list[tuple[float, Amount]]:
+    """The resources that the recipe limits, and its share of what floating point takes."""
+
+    @cache
+    def cost(name: str, form: Format) -> LayerCost:
+        draft = drafts[name]
+        return cost_of(draft.built(form, *nearest(draft, form, whole_range)), draft.positions)
+
+    def size(name: str, form: Format | None) -> float:
+        return cost(name, form).bits if form else FLOAT * drafts[name].weight.numel()
+
+    def operations(name: str, form: Format | None) -> float:
+        draft = drafts[name]
+        return cost(name, form).operations if form else FLOAT**2 * draft.weight.numel() * draft.positions
+
+    def seconds(name: str, form: Format | None) -> float:
+        return 0.0 if name.startswith("prior.") else stopwatch(drafts[name], form)
+
+    limited = [(recipe.size, size), (recipe.operations, operations), (recipe.latency, seconds)]
+    stopwatch = Stopwatch()
+    return [(share, amount) for share, amount in limited if share is not None]

@@ -25,9 +25,10 @@ from bayesq.quantization.formats import (
     Sparse,
     Ternary,
 )
+from bayesq.quantization.gates import Gates
 from bayesq.quantization.ranges import LEAST_HARM, Percentile, whole_range
 from bayesq.quantization.rounding import GPTQ, AdaRound, Rounding, nearest
-from bayesq.quantization.shapes import Absorb, Centre, Rotate, Shape, Smooth
+from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Shape, Smooth
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
@@ -53,6 +54,8 @@ class Tuning:
         batch, crop: Crops a step and their side.
         rate: Learning rate, in steps of a weight's grid.
         distillation: Weight of the distance to the floating-point codec's pictures, relative to distortion's.
+        sharpness: Of the gradient of rounded inputs near the borders of cells; None for that of the identity.
+        weights: Whether weights, their scales and biases learn too, not only the steps and zero points of inputs.
     """
 
     steps: int = 60
@@ -61,6 +64,23 @@ class Tuning:
     crop: int = 128
     rate: float = 0.02
     distillation: float = 0.5
+    sharpness: float | None = None
+    weights: bool = True
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """Precisions of g_s to choose from, picture by picture; see ``bayesq.quantization.dynamic``.
+
+    Attributes:
+        means: Bits of the inputs of g_s's eight-bit layers that each precision has on average.
+        bits: What a layer may have.
+        price: Of one bit, relative to the loss.
+    """
+
+    means: tuple[float, ...] = (6.0, 5.0)
+    bits: tuple[int, ...] = (4, 5, 6, 7, 8)
+    price: float = 0.002
 
 
 @dataclass(frozen=True)
@@ -76,12 +96,15 @@ class Recipe:
         by_channel: Whether each input channel has a range of its own.
         span: Range of weights.
         shapes: What is done before rounding.
+        noise: What is done once the ranges of inputs are known.
         rounding: Of weights.
         correct: Whether biases make up for mean errors.
         harm, solver: How formats are allocated.
         size: What weights may take, of 32 bits each, unless asked otherwise.
         operations: What bit operations may take, of those with 32-bit factors.
+        latency: What time g_a and g_s may take, of that in floating point.
         tuning: Training at the end.
+        dynamic: Precisions that depend on the picture.
     """
 
     formats: tuple[Format, ...] = (Affine(8),)
@@ -92,13 +115,16 @@ class Recipe:
     by_channel: bool = False
     span: Range = LEAST_HARM
     shapes: tuple[Shape, ...] = ()
+    noise: Shape | None = None
     rounding: Rounding = nearest
     correct: bool = True
     harm: Harm | None = None
     solver: Solver = allocation.integer_program
     size: float | None = None
     operations: float | None = None
+    latency: float | None = None
     tuning: Tuning | None = None
+    dynamic: Dynamic | None = None
 
 
 A8 = (("*.linear", 16), ("*", 8))
@@ -110,6 +136,7 @@ RECIPES: dict[str, Recipe] = {
     "w8a8": Recipe(inputs=A8),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.7))),
+    "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), rounding=GPTQ()),
     "w4a8": Recipe((Affine(4, 32),), inputs=A8, rounding=GPTQ()),
@@ -129,9 +156,15 @@ RECIPES: dict[str, Recipe] = {
     "double-binary": Recipe((DoubleBinary(32),)),
     "ternary": Recipe((Ternary(32),)),
     "binary": Recipe((Binary(32),)),
+    "dynaquant": Recipe(
+        inputs=A8, tuning=Tuning(steps=40, sharpness=1.0, weights=False), dynamic=Dynamic(means=(6.0, 5.0))
+    ),
     "hawq": Recipe(INTEGERS, inputs=A8, harm=sensitivity.traces, rounding=GPTQ(), size=0.2),
     "relevance": Recipe(INTEGERS, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.2),
     "calib": Recipe(INTEGERS, inputs=A8, harm=sensitivity.one_at_a_time, rounding=GPTQ(), size=0.2),
+    "lrp": Recipe(INTEGERS, inputs=A8, harm=sensitivity.propagated_relevance, rounding=GPTQ(), size=0.2),
+    "entropy": Recipe(INTEGERS, inputs=A8, harm=sensitivity.activation_entropy, rounding=GPTQ(), size=0.2),
+    "gates": Recipe(INTEGERS, inputs=A8, harm=Gates(), rounding=GPTQ(), size=0.2),
     "hamp": Recipe(
         INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.monotone, rounding=GPTQ(), size=0.2
     ),

@@ -17,6 +17,7 @@ from bayesq.quantization.layers import replace
 from bayesq.quantization.rounding import nearest
 
 PROBES = 3
+BINS = 256
 
 
 def _error(draft: Draft, form: Format, span: Range) -> Tensor:
@@ -75,3 +76,39 @@ def one_at_a_time(
             row[k] = max(mean_loss(codec, batch) - before, 0)
         replace(codec, name, exact)
     return harm
+
+
+def _noise(draft: Draft, form: Format, span: Range) -> float:
+    """Squared error of the layer's outputs over their squares, were its inputs uncorrelated."""
+    power = draft.columns(draft.inputs).square().mean(1)
+    error, signal = (w.flatten(1).square() @ power for w in (_error(draft, form, span), draft.weight))
+    return float(error.sum() / signal.sum().clamp_min(1e-30))
+
+
+def propagated_relevance(
+    codec: Codec, drafts: Mapping[str, Draft], formats: Sequence[Format], span: Range, batch: Batch
+) -> np.ndarray:
+    """Relative errors of outputs times the layer's share of the relevance propagated from the loss (LRP-QViT).
+
+    Of an input x it is |x · ∂loss/∂x|: where networks are piecewise linear, propagating relevance without ε layer by
+    layer amounts to this product (Ancona et al., arXiv 1711.06104). Source: Ranjan & Savakis, arXiv 2401.11243.
+    """
+    relevance = np.array([float((d.inputs.abs() * d.sensitivity.sqrt()).sum()) for d in drafts.values()])
+    noise = [[_noise(d, f, span) for f in formats] for d in drafts.values()]
+    return (relevance / max(relevance.sum(), 1e-300))[:, None] * np.array(noise)
+
+
+def activation_entropy(
+    codec: Codec, drafts: Mapping[str, Draft], formats: Sequence[Format], span: Range, batch: Batch
+) -> np.ndarray:
+    """Relative errors of outputs times the entropy of what comes in, bits of 256 equal bins (Q-VLM, arXiv 2410.08119).
+
+    What has high entropy depends most on the layers before, so that errors there are the hardest to make up for.
+    """
+    return np.array([[entropy(d.inputs) * _noise(d, f, span) for f in formats] for d in drafts.values()])
+
+
+def entropy(values: Tensor) -> float:
+    """Entropy in bits of values sorted into ``BINS`` equal bins from the least to the largest."""
+    share = torch.histc(values.detach().flatten(), BINS) / values.numel()
+    return float(-(share * share.clamp_min(1e-30).log2()).sum())

@@ -1,9 +1,10 @@
 """Training with quantised layers: block by block, then all at once.
 
-Weights, scales, biases and the steps of inputs learn from rate and distortion and from the floating-point codec's
-pictures; what is rounded is passed straight through, and scales follow the gradient of learned step size quantisation
-(LSQ, Esser et al., arXiv 1902.08153). Blocks first and everything after is the order of EfficientQAT
-(arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own loss.
+Weights, scales, biases, and the steps and zero points of inputs learn from rate and distortion and from the
+floating-point codec's pictures; what is rounded is passed straight through, and scales follow the gradient of learned
+step size quantisation (LSQ, Esser et al., arXiv 1902.08153). Blocks first and everything after is the order of
+EfficientQAT (arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own
+loss.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bayesq.codec import Codec
 from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.formats.base import SCALE_MIN, half
+from bayesq.quantization.gradients import rounded
 from bayesq.quantization.layers import GRID, QuantizedConv, quantized, replace
 from bayesq.quantization.recipes import Tuning
 from bayesq.training.data import Crops
@@ -32,9 +34,10 @@ class LearnedConv(nn.Module):
     Args:
         layer: What it starts as.
         weight: The weights behind the codes, of the shaped layer. They start within the cells of their codes.
+        sharpness: Of the gradient of rounded inputs, see ``rounded``.
     """
 
-    def __init__(self, layer: QuantizedConv, weight: Tensor) -> None:
+    def __init__(self, layer: QuantizedConv, weight: Tensor, sharpness: float | None = None) -> None:
         super().__init__()
         self.layer = copy.deepcopy(layer)
         self.grid_parameters = layer.grid_parameters
@@ -44,7 +47,8 @@ class LearnedConv(nn.Module):
         self.log_scale = nn.Parameter(self.grid_parameters["scale"].log())
         self.bias = nn.Parameter(torch.zeros(layer.spec.shape[0]) if layer.bias is None else layer.bias.clone())
         self.log_step = None if layer.step is None else nn.Parameter(layer.step.log())
-        self.grain = float(cell.width.mean())
+        self.zero = None if layer.zero is None else nn.Parameter(layer.zero.float())
+        self.grain, self.sharpness = float(cell.width.mean()), sharpness
 
     def decoded(self) -> Tensor:
         """The weights as their codes stand for them; gradients as described above."""
@@ -59,13 +63,11 @@ class LearnedConv(nn.Module):
 
     def rounded(self, x: Tensor) -> Tensor:
         """Shaped inputs as their codes stand for them."""
-        bits, zero = self.layer.spec.activation, self.layer.zero
-        if self.log_step is None or bits is None or zero is None:
+        bits = self.layer.spec.activation
+        if self.log_step is None or bits is None or self.zero is None:
             return x
-        step = self.log_step.exp().view(1, -1, 1, 1)
-        zero = zero.view(1, -1, 1, 1)
-        real = (x / step + zero).clamp(0, 2**bits - 1)
-        return step * (real + (real.round() - real).detach() - zero)
+        step, zero = self.log_step.exp().view(1, -1, 1, 1), rounded(self.zero).view(1, -1, 1, 1)
+        return step * (rounded((x / step + zero).clamp(0, 2**bits - 1), self.sharpness) - zero)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer.shaped(x)
@@ -83,6 +85,8 @@ class LearnedConv(nn.Module):
         state |= {GRID + "scale": scale, "codes": grid.pack(grid.index(self.weight)), "bias": self.bias.detach()}
         if self.log_step is not None:
             state["step"] = self.log_step.exp()
+        if self.zero is not None:
+            state["zero"] = self.zero.round().clamp(0, 2 ** (self.layer.spec.activation or 8) - 1).int()
         return QuantizedConv(self.layer.spec, self.layer.padding, state)
 
 
@@ -107,7 +111,7 @@ def tune(
     """
     names = [name for name, _ in quantized(codec)]
     for name, layer in list(quantized(codec)):
-        replace(codec, name, LearnedConv(layer, drafts[name].weight))
+        replace(codec, name, LearnedConv(layer, drafts[name].weight, settings.sharpness))
     generator = torch.Generator().manual_seed(1)
     blocks = list(dict.fromkeys(map(block_of, names))) if settings.block_steps else []
     phases = [([n for n in names if block_of(n) == block], settings.block_steps) for block in blocks]
@@ -137,15 +141,11 @@ def _train(
     groups: list[dict] = []
     for layer in members:
         assert isinstance(layer, LearnedConv)
-        layer.weight.requires_grad_()
-        layer.log_scale.requires_grad_()
-        layer.bias.requires_grad_()
-        fine = [p for p in (layer.log_scale, layer.log_step) if p is not None]
-        groups += [
-            {"params": [layer.weight], "lr": settings.rate * layer.grain},
-            {"params": [layer.bias], "lr": settings.rate * layer.grain},
-            {"params": [p.requires_grad_() for p in fine], "lr": settings.rate / 20},
-        ]
+        rates = {layer.log_step: settings.rate / 20, layer.zero: settings.rate}
+        if settings.weights:
+            coarse = settings.rate * layer.grain
+            rates |= {layer.weight: coarse, layer.bias: coarse, layer.log_scale: settings.rate / 20}
+        groups += [{"params": [p.requires_grad_()], "lr": rate} for p, rate in rates.items() if p is not None]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, (step + 1) / 10) * (1 - step / max(steps, 1)) ** 0.5
