@@ -9,7 +9,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -27,6 +27,25 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
 _T = TypeVar("_T")
+
+
+class Picture(Protocol):
+    """What is coded: a Pillow image, or what stands for one in mode L, LA, RGB or RGBA."""
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name of the mode."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+
+    @property
+    def info(self) -> Mapping[Any, Any]:
+        """Metadata, as Pillow keeps it."""
+
+    def crop(self, box: Box, /) -> Image.Image:
+        """A copy of a part: left, top, right and bottom, pixels."""
 
 
 class SamplingCodec(TileCodec, Protocol):
@@ -72,13 +91,14 @@ class Description:
     """Which tiles and chunks are damaged: ``tile 3``, ``chunk ALPH``."""
 
 
-def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1, *, progress: bool = False) -> bytes:
+def encode(image: Picture, codec: TileCodec, quality: float, effort: int = 1, *, progress: bool = False) -> bytes:
     """The bytes of a ``.bq`` file.
 
     Grey pictures stay grey, alpha is kept without loss, as are the ICC profile, EXIF and XMP found in ``image.info``.
 
     Args:
-        image: a picture with 8 bits a sample; palettes and CMYK are coded as RGB.
+        image: a Pillow image with 8 bits a sample, of which palettes and CMYK are coded as RGB, or a picture that
+            reads its pixels when asked (``bayesq.streams``).
         codec: the model.
         quality: 0 (smallest) to 100 (best).
         effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 4, 8, 16 … 512 steps that take
@@ -90,10 +110,10 @@ def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1
         ModelError: the quality or the effort is not in its range.
     """
     level = level_of(quality)
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
-    pixels = normalized(image)
-    width, height = pixels.size
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} × {height} pixels exceed the limit of {MAX_PIXELS}")
+    pixels = normalized(image) if isinstance(image, Image.Image) else image
     chunks = _metadata(image)
     if pixels.mode.endswith("A"):
         strips = ((0, top, width, min(top + STRIP, height)) for top in range(0, height, STRIP))
@@ -110,7 +130,7 @@ def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1
     for box in header.boxes():
         around, window = surroundings(box, header, codec)
         tiles.append(compress(to_tensor(pixels.crop(around)), level, window))
-        precisions.append(_precision(codec, pixels.crop(box), level))
+        precisions.append(_precision(codec, partial(pixels.crop, box), level))
     if any(precisions):
         chunks[PRECISION] = bytes(precisions)
     return bitstream.pack(File(header, tuple(tiles), chunks))
@@ -217,12 +237,12 @@ def mode_of(head: Head) -> str:
     return colours_of(head.header) + ("A" if ALPHA in head.chunks else "")
 
 
-def _precision(codec: TileCodec, tile: Image.Image, level: int) -> int:
+def _precision(codec: TileCodec, tile: Callable[[], Image.Image], level: int) -> int:
     """Which of the codec's precisions a tile should be decoded in."""
     from bayesq.codec import Codec
 
     selector = codec.selector if isinstance(codec, Codec) else None
-    return 0 if selector is None else selector.choose(to_tensor(tile), level)
+    return 0 if selector is None else selector.choose(to_tensor(tile()), level)
 
 
 def _is_sound(read: Callable[[_T], bytes], part: _T) -> bool:
@@ -233,7 +253,7 @@ def _is_sound(read: Callable[[_T], bytes], part: _T) -> bool:
     return True
 
 
-def _metadata(image: Image.Image) -> dict[str, bytes]:
+def _metadata(image: Picture) -> dict[str, bytes]:
     info = image.info
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
     chunks = {
