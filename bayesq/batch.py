@@ -23,8 +23,9 @@ from typing import ClassVar, Protocol
 
 from bayesq import files, zoo
 from bayesq.errors import BayesqError
-from bayesq.io import SUFFIXES, atomic_write, read_image, write_image
+from bayesq.io import SUFFIXES, atomic_write
 from bayesq.quality import level_of
+from bayesq.streams import decode_to, open_image
 
 SUBMITTED = 1000
 """Files that a cluster is given at a time."""
@@ -77,7 +78,8 @@ class Encode:
         return it.intact and it.level == level_of(self.quality) and it.model_id == zoo.model_id(self.model)
 
     def write(self, source: Path, target: Path) -> None:
-        atomic_write(target, files.encode(read_image(source), zoo.shared(self.model), self.quality, self.effort))
+        with open_image(source) as image:
+            atomic_write(target, files.encode(image, zoo.shared(self.model), self.quality, self.effort))
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Decode:
 
     def write(self, source: Path, target: Path) -> None:
         codec = zoo.shared(self.model) if self.model else None
-        write_image(files.decode(source.read_bytes(), codec), target)
+        with open(source, "rb") as file:
+            decode_to(target, file, codec)
 
 
 @dataclass(frozen=True)

@@ -8,45 +8,44 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
 from bayesq import bitstream
 from bayesq.bitstream import ALPHA, EXIF, ICC, MAX_PIXELS, PRECISION, STRIP, XMP, Box, File, Head, Header, Mode, Reader
-from bayesq.errors import BitstreamError, ForeignModelError, ImageError
-from bayesq.io import normalized, to_image, to_tensor
+from bayesq.decoding import EXIF_PREFIX, Damage, Decoding, colours_of
+from bayesq.errors import BitstreamError, ImageError
+from bayesq.io import normalized, to_tensor
 from bayesq.quality import level_of, quality_of
-from bayesq.tiling import Mosaic, Transform, surroundings, tile_side
+from bayesq.tiling import TileCodec, surroundings, tile_side
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Generator, Tensor
 
-_EXIF_PREFIX = b"Exif\0\0"
-
-
-_GREY = 128
 _T = TypeVar("_T")
 
 
-class TileCodec(Transform, Protocol):
-    """What a file needs of a codec."""
+class Picture(Protocol):
+    """What is coded: a Pillow image, or what stands for one in mode L, LA, RGB or RGBA."""
 
     @property
-    def model_id(self) -> bytes:
-        """The first 8 bytes of the SHA-256 of the weights file."""
+    def mode(self) -> str:
+        """Pillow's name of the mode."""
 
-    def compress(self, x: Tensor, level: int, window: Box) -> bytes:
-        """Codes that window of x, (1, 3, H, W) in [0, 1], at one of 256 quality levels; the rest of x is context."""
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
 
-    def latents(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
-        """The coded latents, (1, M, h, w), of a picture or tile of that size, padded."""
+    @property
+    def info(self) -> Mapping[Any, Any]:
+        """Metadata, as Pillow keeps it."""
 
-    def synthesize(self, z: Tensor, level: int) -> Tensor:
-        """Pictures of latents, (B, 3, H, W) in [0, 1]."""
+    def crop(self, box: Box, /) -> Image.Image:
+        """A copy of a part: left, top, right and bottom, pixels."""
 
 
 class SamplingCodec(TileCodec, Protocol):
@@ -60,21 +59,6 @@ class SamplingCodec(TileCodec, Protocol):
         self, payload: bytes, height: int, width: int, level: int, n: int, generator: Generator
     ) -> Tensor:
         """Draws of the coded latents, (n, M, h, w)."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A part of a file that could not be read."""
-
-    part: str
-    """``tile 3`` (they are counted from 0, row by row) or ``chunk ALPH``."""
-    box: Box | None
-    """The place of a tile: left, top, right and bottom, pixels."""
-    reason: str
-
-    def __str__(self) -> str:
-        place = "" if self.box is None else " at {},{},{},{}".format(*self.box)
-        return f"{self.part}{place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -107,13 +91,14 @@ class Description:
     """Which tiles and chunks are damaged: ``tile 3``, ``chunk ALPH``."""
 
 
-def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1, *, progress: bool = False) -> bytes:
+def encode(image: Picture, codec: TileCodec, quality: float, effort: int = 1, *, progress: bool = False) -> bytes:
     """The bytes of a ``.bq`` file.
 
     Grey pictures stay grey, alpha is kept without loss, as are the ICC profile, EXIF and XMP found in ``image.info``.
 
     Args:
-        image: a picture with 8 bits a sample; palettes and CMYK are coded as RGB.
+        image: a Pillow image with 8 bits a sample, of which palettes and CMYK are coded as RGB, or a picture that
+            reads its pixels when asked (``bayesq.streams``).
         codec: the model.
         quality: 0 (smallest) to 100 (best).
         effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 4, 8, 16 … 512 steps that take
@@ -125,10 +110,10 @@ def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1
         ModelError: the quality or the effort is not in its range.
     """
     level = level_of(quality)
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
-    pixels = normalized(image)
-    width, height = pixels.size
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{width} × {height} pixels exceed the limit of {MAX_PIXELS}")
+    pixels = normalized(image) if isinstance(image, Image.Image) else image
     chunks = _metadata(image)
     if pixels.mode.endswith("A"):
         strips = ((0, top, width, min(top + STRIP, height)) for top in range(0, height, STRIP))
@@ -145,7 +130,7 @@ def encode(image: Image.Image, codec: TileCodec, quality: float, effort: int = 1
     for box in header.boxes():
         around, window = surroundings(box, header, codec)
         tiles.append(compress(to_tensor(pixels.crop(around)), level, window))
-        precisions.append(_precision(codec, pixels.crop(box), level))
+        precisions.append(_precision(codec, partial(pixels.crop, box), level))
     if any(precisions):
         chunks[PRECISION] = bytes(precisions)
     return bitstream.pack(File(header, tuple(tiles), chunks))
@@ -172,27 +157,7 @@ def decode(
         ForeignModelError: the file needs another model than that given, or than those installed.
         ImageError: the region is empty or not inside the picture.
     """
-    reader = _opened(data, on_damage)
-    header = reader.head.header
-    box = _checked(region, header)
-    if codec is None:
-        from bayesq import zoo
-
-        codec = zoo.shared(zoo.find(header.model_id))
-    _check_model(header, codec)
-    tiles = _Tiles(reader, codec, on_damage)
-    size, grey = (box[2] - box[0], box[3] - box[1]), (_GREY,) * len(_colours(header))
-    picture = None
-    for part in Mosaic(header, codec).parts(box, tiles.latents):
-        x = tiles.decoder(part.tile).synthesize(part.z, header.level)[part.crop]
-        picture = picture or Image.new(_colours(header), size, grey)  # not before a payload has proved sound
-        picture.paste(to_image(_in_mode(x, header)), (part.box[0] - box[0], part.box[1] - box[1]))
-    if picture is None:
-        raise BitstreamError("the file is damaged: none of the tiles can be read")
-    if ALPHA in reader.head.chunks:
-        picture.putalpha(_salvaged(lambda: _alpha(reader, box), f"chunk {ALPHA}", None, on_damage) or 255)
-    picture.info |= _info(reader, on_damage)
-    return picture
+    return Decoding(data, codec, region, on_damage).picture()
 
 
 def deviation(
@@ -222,21 +187,18 @@ def deviation(
 
     from bayesq.calibration import of_model
 
-    reader = _opened(data)
-    header = reader.head.header
-    _check_model(header, codec)
-    x, y, right, bottom = box = _checked(region, header)
-    result = torch.empty(1, 1, bottom - y, right - x)
-    tiles = _Tiles(reader, codec)
-    for part in Mosaic(header, codec).parts(box, tiles.latents):
+    decoding = Decoding(data, codec, region)
+    (x, y, _, _), (width, height), level = decoding.box, decoding.size, decoding.header.level
+    result = torch.empty(1, 1, height, width)
+    for part in decoding.parts():
         z = part.z.repeat(samples, 1, 1, 1)
-        coded = reader.tile(part.tile), *tiles.size(part.tile), header.level
-        z[part.own] = codec.sample_latents(*coded, samples, generator)[part.own_part]
-        draws = _in_mode(tiles.decoder(part.tile).synthesize(z, header.level)[part.crop], header)
+        payload, size = decoding.reader.tile(part.tile), decoding.tile_size(part.tile)
+        z[part.own] = codec.sample_latents(payload, *size, level, samples, generator)[part.own_part]
         left, top, right, bottom = part.box
-        result[..., top - y : bottom - y, left - x : right - x] = draws.var(0).mean(0).sqrt()
+        spread = decoding.synthesize(part, z).var(0).mean(0).sqrt()
+        result[..., top - y : bottom - y, left - x : right - x] = spread
     calibration = of_model(codec)
-    return result * calibration.file_scale(header.level) if calibration else result
+    return result * calibration.file_scale(level) if calibration else result
 
 
 def describe(data: bytes | IO[bytes]) -> Description:
@@ -248,7 +210,7 @@ def describe(data: bytes | IO[bytes]) -> Description:
     Raises:
         BitstreamError: not even the head of the file is intact.
     """
-    reader = Reader(_stream(data))
+    reader = Reader(io.BytesIO(data) if isinstance(data, bytes) else data)
     head, header, length = reader.head, reader.head.header, reader.length()
     damaged = [f"tile {n}" for n in range(len(head.tiles)) if not _is_sound(reader.tile, n)]
     damaged += [f"chunk {tag}" for tag in head.chunks if not _is_sound(reader.chunk, tag)]
@@ -272,84 +234,15 @@ def describe(data: bytes | IO[bytes]) -> Description:
 
 def mode_of(head: Head) -> str:
     """L, LA, RGB or RGBA."""
-    return _colours(head.header) + ("A" if ALPHA in head.chunks else "")
+    return colours_of(head.header) + ("A" if ALPHA in head.chunks else "")
 
 
-def read_info(reader: Reader) -> dict[Any, bytes]:
-    """The metadata of a file as Pillow's ``info``, without reading the pixels.
-
-    Raises:
-        BitstreamError: the metadata is damaged or cut off.
-    """
-    return _info(reader)
-
-
-class _Tiles:
-    """The tiles of a file through a codec."""
-
-    def __init__(self, reader: Reader, codec: TileCodec, on_damage: Callable[[Damage], None] | None = None) -> None:
-        self._reader, self._codec, self._on_damage = reader, codec, on_damage
-        self._boxes = reader.head.header.boxes()
-
-    def size(self, tile: int) -> tuple[int, int]:
-        """Height and width."""
-        left, top, right, bottom = self._boxes[tile]
-        return bottom - top, right - left
-
-    def latents(self, tile: int) -> Tensor | None:
-        """What the codec reads from a tile; None if it is damaged, and that has been told."""
-        read = partial(self._read, tile)
-        return _salvaged(read, f"tile {tile}", self._boxes[tile], self._on_damage)
-
-    def decoder(self, tile: int) -> TileCodec:
-        """The codec in the precision that the file asks for."""
-        from bayesq.codec import Codec
-
-        return self._codec.at(self._precisions[tile]) if isinstance(self._codec, Codec) else self._codec
-
-    @cached_property
-    def _precisions(self) -> bytes:
-        count = len(self._reader.head.tiles)
-        if PRECISION not in self._reader.head.chunks:
-            return bytes(count)
-        read = partial(self._reader.chunk, PRECISION)
-        return (_salvaged(read, f"chunk {PRECISION}", None, self._on_damage) or b"").ljust(count, b"\0")
-
-    def _read(self, tile: int) -> Tensor:
-        level = self._reader.head.header.level
-        return self._codec.latents(self._reader.tile(tile), *self.size(tile), level)
-
-
-def _precision(codec: TileCodec, tile: Image.Image, level: int) -> int:
+def _precision(codec: TileCodec, tile: Callable[[], Image.Image], level: int) -> int:
     """Which of the codec's precisions a tile should be decoded in."""
     from bayesq.codec import Codec
 
     selector = codec.selector if isinstance(codec, Codec) else None
-    return 0 if selector is None else selector.choose(to_tensor(tile), level)
-
-
-def _salvaged(
-    read: Callable[[], _T], part: str, box: Box | None, on_damage: Callable[[Damage], None] | None
-) -> _T | None:
-    """What is read, or None and a word about the damage if someone listens."""
-    try:
-        return read()
-    except BitstreamError as error:
-        if on_damage is None:
-            raise
-        on_damage(Damage(part, box, str(error)))
-        return None
-
-
-def _stream(data: bytes | IO[bytes]) -> IO[bytes]:
-    return io.BytesIO(data) if isinstance(data, bytes) else data
-
-
-def _opened(data: bytes | IO[bytes], on_damage: Callable[[Damage], None] | None = None) -> Reader:
-    reader = Reader(_stream(data))
-    if on_damage is None:
-        reader.check_length()
-    return reader
+    return 0 if selector is None else selector.choose(to_tensor(tile()), level)
 
 
 def _is_sound(read: Callable[[_T], bytes], part: _T) -> bool:
@@ -360,58 +253,12 @@ def _is_sound(read: Callable[[_T], bytes], part: _T) -> bool:
     return True
 
 
-def _checked(region: Box | None, header: Header) -> Box:
-    if region is None:
-        return 0, 0, header.width, header.height
-    left, top, right, bottom = region
-    if not (0 <= left < right <= header.width and 0 <= top < bottom <= header.height):
-        raise ImageError(
-            f"no region of {right - left} × {bottom - top} pixels at {left},{top} "
-            f"is in a picture of {header.width} × {header.height}"
-        )
-    return region
-
-
-def _check_model(header: Header, codec: TileCodec) -> None:
-    if codec.model_id != header.model_id:
-        raise ForeignModelError(f"the file needs model {header.model_id.hex()}, not {codec.model_id.hex()}")
-
-
-def _in_mode(x: Tensor, header: Header) -> Tensor:
-    return x.mean(-3, keepdim=True) if header.mode == Mode.GREY else x
-
-
-def _colours(header: Header) -> str:
-    return "RGB" if header.mode == Mode.RGB else "L"
-
-
-def _alpha(reader: Reader, region: Box) -> Image.Image:
-    header = reader.head.header
-    left, top, right, bottom = region
-    alpha = Image.new("L", (right - left, bottom - top))
-    strips = bitstream.unpack_plane(reader.chunk(ALPHA), header.width, header.height)
-    for strip, y in zip(strips, range(0, header.height, STRIP), strict=True):
-        size = header.width, len(strip) // header.width
-        alpha.paste(Image.frombytes("L", size, strip), (-left, y - top))
-    return alpha
-
-
-def _info(reader: Reader, on_damage: Callable[[Damage], None] | None = None) -> dict[Any, bytes]:
-    info = {}
-    for tag, key, prefix in ((ICC, "icc_profile", b""), (EXIF, "exif", _EXIF_PREFIX), (XMP, "xmp", b"")):
-        if tag in reader.head.chunks:
-            data = _salvaged(partial(reader.chunk, tag), f"chunk {tag}", None, on_damage)
-            if data is not None:
-                info[key] = prefix + data
-    return info
-
-
-def _metadata(image: Image.Image) -> dict[str, bytes]:
+def _metadata(image: Picture) -> dict[str, bytes]:
     info = image.info
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
     chunks = {
         ICC: b"" if image.mode in ("CMYK", "LAB") else info.get("icc_profile") or b"",  # a profile of other colours
-        EXIF: (info.get("exif") or b"").removeprefix(_EXIF_PREFIX),
+        EXIF: (info.get("exif") or b"").removeprefix(EXIF_PREFIX),
         XMP: xmp.encode() if isinstance(xmp, str) else xmp,
     }
     return {tag: data for tag, data in chunks.items() if data}

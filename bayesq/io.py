@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from bayesq.bitstream import MAX_PIXELS
@@ -54,6 +54,16 @@ def read_image(path: str | Path) -> Image.Image:
         raise ImageError(f"{name}: {error.strerror}") from error
 
 
+def unlimited_open(source: IO[bytes]) -> ImageFile.ImageFile:
+    """Opens a picture of any size, without its pixels: Pillow's limit does not count. Raises what Pillow raises."""
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
 def parse_image(data: bytes, name: str) -> Image.Image:
     """Reads a picture as ``read_image`` does, from what a file called ``name`` holds."""
     return _loaded(BytesIO(data), name)
@@ -61,8 +71,7 @@ def parse_image(data: bytes, name: str) -> Image.Image:
 
 def _loaded(source: BinaryIO, name: str) -> Image.Image:
     try:
-        with _without_pillows_limit():
-            image = Image.open(source)
+        image = unlimited_open(source)
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
         if any(_is_deep(str(tile[3])) for tile in image.tile):
@@ -84,7 +93,8 @@ def write_image(image: Image.Image, path: str | Path) -> None:
         BayesqError: the file cannot be written.
     """
     suffix = ".png" if str(path) == PIPE else Path(path).suffix.lower()
-    form = Image.registered_extensions().get(suffix, "")
+    Image.preinit()  # the common formats; the others take longer to import than a small picture to write
+    form = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix, "")
     if form not in Image.SAVE:
         raise ImageError(f"{path}: no picture format is called {suffix!r}")
     options = _SAVE_OPTIONS.get(form, {}) | {key: image.info[key] for key in _METADATA if image.info.get(key)}
@@ -206,17 +216,6 @@ def like(x: Tensor, image: Image.Image) -> Image.Image:
     foreign = {"icc_profile"} if image.mode in ("CMYK", "LAB") else set()  # a profile of other colours
     picture.info |= {key: image.info[key] for key in {*_METADATA} - foreign if image.info.get(key)}
     return picture
-
-
-@contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Lets Pillow open pictures of any size: the limit is ours."""
-    with _opening:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _is_deep(raw_mode: str) -> bool:

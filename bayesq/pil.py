@@ -13,6 +13,7 @@ from typing import IO
 from PIL import Image, ImageFile
 
 from bayesq import bitstream, files
+from bayesq.decoding import read_info
 from bayesq.errors import ImageError, ModelError
 from bayesq.quality import quality_of
 
@@ -39,7 +40,7 @@ class BqImageFile(ImageFile.ImageFile):
         header = reader.head.header
         self._size, self._mode = (header.width, header.height), files.mode_of(reader.head)
         self.info = {"quality": quality_of(header.level), "model_id": header.model_id.hex()}
-        self.info |= files.read_info(reader)
+        self.info |= read_info(reader)
 
     def verify(self) -> None:
         if self.fp is not None:

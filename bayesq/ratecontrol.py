@@ -20,7 +20,7 @@ from bayesq.io import to_tensor
 from bayesq.quality import LEVELS, quality_of
 
 if TYPE_CHECKING:
-    from bayesq.files import TileCodec
+    from bayesq.tiling import TileCodec
 
 TOLERANCE = 0.02
 """Largest relative deviation from the target."""

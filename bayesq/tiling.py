@@ -39,6 +39,23 @@ class Transform(Protocol):
         """Latents around a tile that bear on its pixels."""
 
 
+class TileCodec(Transform, Protocol):
+    """What a file needs of a codec."""
+
+    @property
+    def model_id(self) -> bytes:
+        """The first 8 bytes of the SHA-256 of the weights file."""
+
+    def compress(self, x: Tensor, level: int, window: Box) -> bytes:
+        """Codes that window of x, (1, 3, H, W) in [0, 1], at one of 256 quality levels; the rest of x is context."""
+
+    def latents(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
+        """The coded latents, (1, M, h, w), of a picture or tile of that size, padded."""
+
+    def synthesize(self, z: Tensor, level: int) -> Tensor:
+        """Pictures of latents, (B, 3, H, W) in [0, 1]."""
+
+
 def tile_side(length: int, multiple: int) -> int:
     """Side of the fewest tiles of about equal size that cover a length: all of it, or a multiple of ``multiple``."""
     count = -(-length // TILE)
@@ -94,18 +111,19 @@ class Mosaic:
         if (h.columns > 1 and h.tile_width % multiple) or (h.rows > 1 and h.tile_height % multiple):
             raise BitstreamError(f"tiles of {h.tile_width} × {h.tile_height} pixels do not fit the model")
 
-    def parts(self, region: Box, latents: Callable[[int], Tensor | None]) -> Iterator[Part]:
+    def parts(self, region: Box, latents: Callable[[int], Tensor | None], by_rows: bool = False) -> Iterator[Part]:
         """A region in pieces, one for each tile that it shares pixels with and that is not lost.
 
         Args:
             region: Inside the picture.
             latents: The latents ``(1, M, h, w)`` of a tile, None if it is lost: zeros stand in for it around its
                 neighbours. Is asked once for each tile that is needed, and for no other.
+            by_rows: From top to bottom, even where going from left to right would hold fewer latents.
         """
         h = self.header
         order = [(_common(box, region), tile) for tile, box in enumerate(h.boxes())]
         order = [(box, tile) for box, tile in order if box[0] < box[2] and box[1] < box[3]]
-        if h.columns > h.rows:
+        if h.columns > h.rows and not by_rows:
             order.sort()
         needs = {tile: self._under(self._around(box)) for box, tile in order}
         last = {other: tile for _, tile in order for other in needs[tile]}

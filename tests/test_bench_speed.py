@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bayesq.bench import speed
+from bayesq.bench import sizes, speed
 from bayesq.cli import main
 from bayesq.resources import data_dir
 
@@ -43,3 +43,27 @@ def test_the_command(small_codec_path, folder, capsys):
     assert report["runtime"] == "torch" and 0 < spent["g_s"] < 10 * ours["decode"]
     report = speed.Report(**report | {"timings": [speed.Timing(**it) for it in report["timings"]]})
     assert "mbt2018-mean" in report.text() and "1.00" in report.text()
+
+
+def test_a_photograph_is_repeated_without_edges(folder, tmp_path):
+    photo, path = folder / "a.png", tmp_path / "large.ppm"
+    sizes.write_repeated(photo, path, 250, 170)
+    with Image.open(path) as large, Image.open(photo) as image:
+        assert large.size == (250, 170)
+        assert large.crop((0, 0, 96, 80)).tobytes() == image.tobytes()
+        assert large.crop((96, 80, 192, 160)).tobytes() == image.rotate(180).tobytes()
+
+
+def test_time_and_memory_by_size(small_codec_path, folder, capsys, monkeypatch):
+    monkeypatch.setenv("BAYESQ_RUNTIME", "torch")
+    options = ["-m", small_codec_path, "--repeats", "1", "--cpu", "--quiet", "--threads", "1", "--json"]
+    assert main(["bench", "speed", str(folder), "--sizes", "0.03", *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(it["width"], it["height"], it["tiles"]) for it in rows] == [(192, 128, 1)]
+    costs = [it[way] for it in rows for way in ("encode", "decode")]
+    assert all(it["seconds"] > 0 and 50 < it["mebibytes"] < 5000 for it in costs)
+
+
+def test_the_dearest_size_is_told():
+    row = [sizes.Row(96, 64, 1, sizes.Cost(seconds, 300), sizes.Cost(1, 400)) for seconds in (2.0, 2.5, 2.2)]
+    assert sizes.Report(row).text().endswith("takes 25% longer than the cheapest to encode, 0% to decode.")

@@ -1,6 +1,7 @@
 """The package as a whole: it imports fast, its public names exist, and it finds the files it ships."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,24 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_light_imports(statement):
     assert loaded_by(statement) == set()
+
+
+def test_coding_a_small_picture_imports_little_beyond_torch(small_codec_path, tmp_path):
+    """What every call of the commands has to wait for; and nothing of torch that torch does not import itself."""
+    photo, coded, decoded = data_dir() / "chelsea.png", tmp_path / "a.bq", tmp_path / "a.png"
+    code = f"""
+import sys, torch
+before = set(sys.modules)
+from bayesq.cli import main
+assert main(["encode", "{photo}", "{coded}", "-m", "{small_codec_path}", "--quiet"]) == 0
+assert main(["decode", "{coded}", "{decoded}", "-m", "{small_codec_path}", "--quiet"]) == 0
+new = set(sys.modules) - before
+print(*(name for name in new if name.split(".")[0] not in sys.stdlib_module_names))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "BAYESQ_RUNTIME"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    roots = {name.split(".")[0] for name in result.stdout.split()}
+    assert "bayesq" in roots and roots <= {"bayesq", "PIL", "defusedxml", "constriction", "numpy", "safetensors"}
 
 
 @pytest.mark.parametrize("name", bayesq.__all__)

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
 
 import bayesq
@@ -19,22 +20,23 @@ COMMANDS = ["demo", "restore", "report", "degrade", "encode", "decode", "info"]
 COMMANDS += ["models", "train", "calibrate", "quantize", "bench", "completion"]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of the command line, or of some of its commands alone, which takes less time."""
     parser = argparse.ArgumentParser(
         prog="bayesq",
         description="Image compression and Bayesian image restoration with one learned latent model.",
     )
     parser.add_argument("-V", "--version", action="version", version=f"bayesq {bayesq.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in commands:
         import_module(f"bayesq.cli.{name}").add_parser(subparsers)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns 0 when done, 1 on failure, 130 when interrupted; exits with 2 on wrong usage."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     common.start_logging(args)
     try:
         status = args.run(args)

@@ -16,8 +16,12 @@ from bayesq.errors import BayesqError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bayesq.codec import Codec
+
 PIPE = "-"
 RUNTIMES = ["auto", "torch", "bfloat16", "openvino"]
+SMALL = 1 << 19
+"""Pixels of a picture for which other runtimes than torch take longer to start than they save."""
 
 
 def add_talk_options(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +50,14 @@ def use_runtime(args: argparse.Namespace) -> None:
     """Makes the choice of ``--runtime`` that of this process and of those it starts."""
     if args.runtime:
         os.environ["BAYESQ_RUNTIME"] = args.runtime
+
+
+def spare_start(codec: "Codec", pixels: int) -> None:
+    """Lets torch run a codec that a whole process loads for one small picture, if nobody chose a runtime."""
+    if pixels < SMALL and "BAYESQ_RUNTIME" not in os.environ:
+        from bayesq.runtime import plain
+
+        codec.runtime = plain(codec)
 
 
 def say(args: argparse.Namespace, text: str) -> None:

@@ -54,22 +54,23 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import files, zoo
     from bayesq.bitstream import Reader
-    from bayesq.io import write_image
+    from bayesq.decoding import Damage
+    from bayesq.streams import decode_to
 
-    damaged: list[files.Damage] = []
+    damaged: list[Damage] = []
     with common.opened(args.input) as data, common.about(args.input):
         reader = Reader(data)
         header, size = reader.head.header, reader.length()
         codec = zoo.load(args.model or zoo.find(header.model_id))
-        image = files.decode(data, codec, region=args.region, on_damage=damaged.append if args.salvage else None)
-        write_image(image, output)
-        summary = {"input": args.input, "output": output}
-        summary |= {"width": image.width, "height": image.height, "mode": image.mode}
+        common.spare_start(codec, header.width * header.height)
+        on_damage = damaged.append if args.salvage else None
+        (width, height), mode = decode_to(output, data, codec, region=args.region, on_damage=on_damage)
+        summary = {"input": args.input, "output": output, "width": width, "height": height, "mode": mode}
         summary |= {"bytes": size, "bits_per_pixel": 8 * size / (header.width * header.height)}
         summary |= {"damaged": [str(it) for it in damaged]} if args.salvage else {}
         for it in damaged:
             print(f"bayesq: lost: {it}", file=sys.stderr)
-        common.say(args, f"Decoded {image.width} x {image.height}, {image.mode}.")
+        common.say(args, f"Decoded {width} x {height}, {mode}.")
         if args.std:
             import torch
 

@@ -52,16 +52,23 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or common.beside(args.input, ".bq")
     common.check_outputs(args, output)
 
-    from bayesq import files, ratecontrol, zoo
+    from bayesq import files, zoo
     from bayesq.io import read_image
+    from bayesq.streams import open_image
 
-    image = read_image(args.input)
-    codec = zoo.load(args.model)
-    with common.about(args.input):
-        if targets:
-            data = ratecontrol.encode_to(image, codec, **targets, effort=args.effort, progress=not args.quiet)
-        else:
-            data = files.encode(image, codec, args.quality, args.effort, progress=not args.quiet)
+    options = {"effort": args.effort, "progress": not args.quiet}
+    if targets:
+        from bayesq.ratecontrol import encode_to
+
+        image, codec = read_image(args.input), zoo.load(args.model)
+        with common.about(args.input):
+            data = encode_to(image, codec, **targets, **options)
+    else:
+        with open_image(args.input) as picture:
+            codec = zoo.load(args.model)
+            common.spare_start(codec, picture.size[0] * picture.size[1])
+            with common.about(args.input):
+                data = files.encode(picture, codec, args.quality, **options)
     common.write(output, data)
     it = files.describe(data)
     if args.json:

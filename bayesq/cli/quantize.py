@@ -1,9 +1,16 @@
 """``bayesq quantize``: a model with fewer bits."""
 
+from __future__ import annotations
+
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bayesq.cli import common
+
+if TYPE_CHECKING:
+    from bayesq.codec import Codec
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -32,6 +39,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="SHARE",
         help="budget of g_a's and g_s's time, measured layer by layer with OpenVINO, in that of floating point",
     )
+    parser.add_argument(
+        "--export",
+        choices=("onnx", "openvino"),
+        help="write g_a and g_s for an engine too, as analysis.* and synthesis.*",
+    )
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="photographs (default: the sample ones)")
     parser.add_argument("--crops", type=common.several, default=16, metavar="N", help="crops (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of crops (default: %(default)s)")
@@ -48,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     weights = args.output / "weights.safetensors"
     common.check_outputs(args, str(weights))
     recipe = recipe_called(args.recipe)
+    export = _exporter(args.export) if args.export else None
     folder = Path(args.model) / "weights.safetensors"
     name = str(folder) if folder.is_file() else args.model
     codec = zoo.load(name)
@@ -59,6 +72,17 @@ def run(args: argparse.Namespace) -> int:
     text = card.write(result, args.recipe, codec, zoo.load(str(weights)), weights.stat().st_size)
     common.write(str(args.output / "card.md"), text.encode())
     common.say(args, f"wrote {weights}")
+    if export is not None:
+        for path in export(result.codec, args.output):
+            common.say(args, f"wrote {path}")
     if args.json:
         common.print_json(card.facts(result, weights.stat().st_size))
     return 0
+
+
+def _exporter(engine: str) -> Callable[[Codec, Path], list[Path]]:
+    from bayesq.interop import onnx, openvino
+
+    module = {"onnx": onnx, "openvino": openvino}[engine]
+    module.check()
+    return module.export

@@ -25,11 +25,11 @@ from bayesq.bitstream import Box
 from bayesq.codec import Codec
 from bayesq.conditionals import Conditional
 from bayesq.errors import ModelError
-from bayesq.files import TileCodec
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.networks.rate import rate_weight
 from bayesq.prior import drive, quantize
 from bayesq.quantizers import Quantizer
+from bayesq.tiling import TileCodec
 
 FIRST_STEPS = 4
 """Steps at effort 2; every further effort doubles them."""
