@@ -15,6 +15,7 @@ _HOME = {
     "Lattice": "quantizers",
     "Levels": "quantizers",
     "Restoration": "restore",
+    "choose": "choice",
     "decode": "files",
     "describe": "files",
     "encode": "files",

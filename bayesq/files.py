@@ -1,6 +1,7 @@
 """Pictures to ``.bq`` bytes and back: colours through a codec, everything else (alpha, metadata) without loss.
 
-Large pictures are coded tile by tile, so that beside the 8-bit picture and the file little memory is needed.
+Large pictures are coded tile by tile, so that little memory is needed beside the file and the picture, which may stay
+on disk (``bayesq.streams``).
 """
 
 from __future__ import annotations

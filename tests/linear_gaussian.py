@@ -27,6 +27,7 @@ OPERATORS = {
 
 
 @cache
+@torch.inference_mode(False)
 def rotation() -> Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.linalg.qr(torch.randn(3 * BLOCK**2, 3 * BLOCK**2, generator=generator)).Q

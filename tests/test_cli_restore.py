@@ -139,6 +139,15 @@ def test_summary_as_json(photo, spoilt, restore, tmp_path, capsys):
     assert (torch.cat(draws).mean(0) - mean).abs().max() < 1.1 / 255
 
 
+def test_quality_can_be_chosen(spoilt, restore, tmp_path, capsys):
+    restore.options += ["--quality", "auto"]
+    assert restore("denoise", spoilt, tmp_path / "x.png", *NOISE, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert 0 <= told["quality"] <= 100 and told["prior_weight"] > 0
+    assert restore("denoise", spoilt, tmp_path / "x.png", "--noise", "infer") == 1
+    assert "noise of a known level" in capsys.readouterr().err
+
+
 def test_seed_decides(spoilt, restore, tmp_path):
     pictures = []
     for seed in ("0", "0", "1"):

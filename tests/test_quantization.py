@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from bayesq import zoo
+from bayesq import operators, zoo
 from bayesq.codec import Codec
 from bayesq.errors import ModelError
+from bayesq.metrics import psnr
 from bayesq.quantization import RECIPES, Calibration, Recipe, Tuning, quantize, recipe_called
 from bayesq.quantization.allocation import greedy, integer_program, monotone
 from bayesq.quantization.calibration import convolutions, observe
@@ -36,6 +37,7 @@ from bayesq.quantization.sensitivity import (
 from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Smooth
 from bayesq.quantization.tuning import LearnedConv
 from bayesq.resources import data_dir
+from bayesq.restore import restore
 
 SHAPES = {
     "nothing": (),
@@ -208,6 +210,16 @@ def test_the_integer_program_is_exact_and_the_others_are_no_better(seed):
     found = {s: harm[np.arange(5), s(harm, costs, budgets)].sum() for s in (integer_program, greedy, monotone)}
     assert found[integer_program] == pytest.approx(best)
     assert min(found.values()) == pytest.approx(best)
+
+
+def test_layers_of_little_harm_are_not_lost_beside_one_of_much():
+    harm, costs, budgets = problem(1)
+    harm[1:] *= 1e-9
+    choice = integer_program(harm, costs, budgets)
+    left = budgets - costs[0, 0, choice[0]]
+    again = integer_program(1e9 * harm[1:], costs[:, 1:], left)
+    rows = np.arange(1, 5)
+    assert harm[rows, choice[1:]].sum() == pytest.approx(harm[rows, again].sum(), rel=1e-5)
 
 
 def test_monotone_allocations_are_monotone():
@@ -383,6 +395,27 @@ def test_latency_needs_an_engine(base, data, monkeypatch):
     monkeypatch.setattr("bayesq.quantization.latency.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"OpenVINO.*pip install"):
         quantize(base, Recipe(INTEGERS, harm=relevance), data, latency=0.5)
+
+
+@pytest.mark.parametrize("task", ["denoise", "blur"])
+def test_a_quantised_prior_restores_as_well(base, data, picture, task):
+    size = picture.shape[-2:]
+    physics = operators.denoise(size, 0.1) if task == "denoise" else operators.blur("gaussian:1", size, 0.03)
+    y = operators.degrade(picture, physics, torch.Generator().manual_seed(0))
+    few = quantize(base, RECIPES["w8a8"], data).codec
+    options = {"steps": 12, "grids": 1, "samples": 4}
+    exact, ours = (psnr(restore(y, physics, codec=codec, **options).mean, picture).item() for codec in (base, few))
+    assert abs(ours - exact) < 0.1
+
+
+def test_gradients_pass_quantised_layers(base, data, picture):
+    codec = quantize(base, RECIPES["w8a8"], data).codec
+    slopes = []
+    for one in (base, codec):
+        z = one.analysis(picture, torch.tensor([99])).clone().requires_grad_()
+        (one.synthesis(z, torch.tensor([99])) - picture).square().sum().backward()
+        slopes.append(z.grad.flatten())
+    assert F.cosine_similarity(*slopes, dim=0) > 0.99
 
 
 def test_a_quantised_model_is_not_quantised_again(base, data):

@@ -22,6 +22,8 @@ from bayesq.resources import data_dir
 from bayesq.restore import Restoration
 
 HEIGHT, WIDTH, DRAWS = 30, 44, 12
+PATIENCE = 120_000
+"""Milliseconds; a busy machine is not a failure."""
 IN_COLOUR = pytest.mark.parametrize("case", [3], indirect=True, ids=["colour"])
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -196,7 +198,8 @@ def browser():
     if not BROWSER:
         pytest.skip("needs a browser: apt-get install chromium")
     with api.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = started.chromium.launch(executable_path=BROWSER, args=flags, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -210,6 +213,7 @@ def opened(browser, tmp_path):
         path = tmp_path / "page.html"
         path.write_text(page, encoding="utf-8")
         tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        tab.set_default_timeout(PATIENCE)
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))

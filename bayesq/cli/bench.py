@@ -3,7 +3,7 @@
 import argparse
 from importlib import import_module
 
-BENCHMARKS = ["codec", "quantize", "restore", "speed", "exactness", "fuzz"]
+BENCHMARKS = ["codec", "quantize", "restore", "speed", "vble", "exactness", "fuzz"]
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -144,10 +144,10 @@ def _rounded(g: _Graph, layer: QuantizedConv, x: str) -> str:
         step, zero = (t[0] if len(t) == 1 else t for t in (layer.step, layer.zero))
         parameters = g.constant(step), g.constant(zero, np.uint8)
         return g("DequantizeLinear", g("QuantizeLinear", x, *parameters, axis=1), *parameters, axis=1)
-    step, zero = (g.constant(t.view(1, -1, 1, 1)) for t in (layer.step, layer.zero))
-    codes = g("Add", g("Round", g("Div", x, step)), zero)
+    unit, origin = (g.constant(t.view(1, -1, 1, 1)) for t in (layer.step, layer.zero))
+    codes = g("Add", g("Round", g("Div", x, unit)), origin)
     clipped = g("Clip", codes, g.constant(0.0), g.constant(2.0**layer.spec.activation - 1))
-    return g("Mul", g("Sub", clipped, zero), step)
+    return g("Mul", g("Sub", clipped, origin), unit)
 
 
 def _weight(g: _Graph, layer: QuantizedConv) -> str:

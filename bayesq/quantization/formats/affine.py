@@ -16,7 +16,7 @@ from bayesq.quantization.formats.base import (
     Range,
     half,
     importance_of,
-    row_count,
+    rows_of,
     whole_range,
 )
 from bayesq.quantization.packing import packed, unpacked
@@ -87,7 +87,7 @@ class Affine(Format):
         return self.width
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.group), -1)
+        rows = rows_of(weight, self.group)
         top = 2**self.width - 1
         if self.symmetric:
             high = rows.abs().amax(1, keepdim=True)

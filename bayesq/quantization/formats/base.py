@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -94,6 +95,11 @@ def row_count(weight: Tensor, group: int | None) -> int:
     return channels * (size // math.gcd(size, group) if group else 1)
 
 
+def rows_of(weight: Tensor, group: int | None) -> Tensor:
+    """A weight as rows ``(G, n)`` that share a scale."""
+    return weight.detach().reshape(row_count(weight, group), -1)
+
+
 def half(x: Tensor) -> Tensor:
     """x as half precision stores it."""
     return x.half().float()
@@ -102,6 +108,21 @@ def half(x: Tensor) -> Tensor:
 def importance_of(rows: Tensor, importance: Tensor | None) -> Tensor:
     """Importances in the shape of the rows, ones by default."""
     return torch.ones_like(rows) if importance is None else importance.reshape(rows.shape)
+
+
+def fitted_scale(rows: Tensor, importance: Tensor, span: Range, grid: Callable[[Tensor], Grid]) -> Tensor:
+    """The scale ``(G, 1)`` at which a grid covers that much of the rows' span, rounded as it is stored.
+
+    Args:
+        rows, importance, span: As for ``Format.fit``.
+        grid: The grid with a scale, of values up to the scale.
+    """
+    reach = rows.abs().amax(1, keepdim=True)
+
+    def scale(share: Tensor) -> Tensor:
+        return half((reach * share).clamp_min(SCALE_MIN))
+
+    return scale(span(rows, importance, lambda share: grid(scale(share)).straight_through(rows)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,16 +187,8 @@ class Scaled(Format):
         return bits_per_code(len(self.levels()))
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.group), -1)
-        reach = rows.abs().amax(1, keepdim=True)
-
-        def scaled(share: Tensor) -> Parameters:
-            return {"scale": half((reach * share).clamp_min(SCALE_MIN))}
-
-        def quantised(share: Tensor) -> Tensor:
-            return self.grid(scaled(share)).straight_through(rows)
-
-        return scaled(span(rows, importance_of(rows, importance), quantised))
+        rows, levels = rows_of(weight, self.group), self.levels()
+        return {"scale": fitted_scale(rows, importance_of(rows, importance), span, partial(LevelGrid, levels))}
 
     def grid(self, parameters: Parameters) -> Grid:
         return LevelGrid(self.levels(), parameters["scale"])

@@ -17,7 +17,7 @@ from bayesq.quantization.formats.base import (
     Range,
     half,
     importance_of,
-    row_count,
+    rows_of,
     whole_range,
 )
 from bayesq.quantizers import StraightThrough
@@ -61,7 +61,7 @@ class Clusters(Format):
         return self.width
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.group), -1)
+        rows = rows_of(weight, self.group)
         scale = half(rows.abs().amax(1, keepdim=True).clamp_min(SCALE_MIN))
         levels = weighted_means(rows / scale, importance_of(rows, importance) * scale.square(), 2**self.width)
         return {"levels": half(levels).sort().values, "scale": scale}

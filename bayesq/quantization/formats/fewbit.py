@@ -16,7 +16,7 @@ from bayesq.quantization.formats.base import (
     Scaled,
     half,
     importance_of,
-    row_count,
+    rows_of,
     whole_range,
 )
 
@@ -27,7 +27,7 @@ class _LeastSquares(Scaled):
     """A table of levels whose scale is that of least weighted squared error, whatever the span."""
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.group), -1)
+        rows = rows_of(weight, self.group)
         importance, levels = importance_of(rows, importance), self.levels()
         mass = importance.sum(1, keepdim=True).clamp_min(1e-30)
         scale = ((importance * rows.abs()).sum(1, keepdim=True) / mass).clamp_min(SCALE_MIN)
@@ -82,7 +82,7 @@ class DoubleBinary(Format):
         return 2
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.group), -1)
+        rows = rows_of(weight, self.group)
         importance = importance_of(rows, importance)
         mass = importance.sum(1, keepdim=True).clamp_min(1e-30)
         major = ((importance * rows.abs()).sum(1, keepdim=True) / mass).clamp_min(2 * SCALE_MIN)

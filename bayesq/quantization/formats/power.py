@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from bayesq.quantization.formats.base import (
-    SCALE_MIN,
     Format,
     LevelGrid,
     Parameters,
     Range,
-    half,
+    fitted_scale,
     importance_of,
-    row_count,
+    rows_of,
     whole_range,
 )
 
@@ -39,15 +38,12 @@ class PowerExponent(Format):
         return self.width
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.group), -1)
+        rows = rows_of(weight, self.group)
         importance = importance_of(rows, importance)
-        reach = rows.abs().amax(1, keepdim=True)
 
         def fitted(power: Tensor) -> Parameters:
-            def scaled(share: Tensor) -> Parameters:
-                return {"scale": half((reach * share).clamp_min(SCALE_MIN)), "power": power}
-
-            return scaled(span(rows, importance, lambda share: self.grid(scaled(share)).straight_through(rows)))
+            scale = fitted_scale(rows, importance, span, lambda scale: self.grid({"scale": scale, "power": power}))
+            return {"scale": scale, "power": power}
 
         def error(parameters: Parameters) -> float:
             return float((importance * (self.grid(parameters).straight_through(rows) - rows).square()).sum())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayesq.cells import Cell
 from bayesq.errors import ModelError
-from bayesq.quantization.formats.base import SCALE_MIN, Format, Parameters, Range, half, row_count, whole_range
+from bayesq.quantization.formats.base import SCALE_MIN, Format, Parameters, Range, half, rows_of, whole_range
 from bayesq.quantization.packing import packed, unpacked
 from bayesq.quantizers import Lattice, StraightThrough
 
@@ -143,7 +143,7 @@ class Pyramid(Format):
         return ((points - 1).bit_length() + 8) / self.size
 
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
-        rows = weight.detach().reshape(row_count(weight, self.size), -1)
+        rows = rows_of(weight, self.size)
         direction = PyramidGrid(torch.ones(len(rows), 1), self.pulses).straight_through(rows)
         gain = (rows * direction).sum(1, keepdim=True).clamp_min(0)
         scale = half((gain.max() / 255).clamp_min(SCALE_MIN))

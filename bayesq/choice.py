@@ -1,0 +1,203 @@
+"""The prior's quality and weight, chosen for a measurement by what they predict of a part of it that was held out.
+
+Gaussian noise can be divided. With n of the law of y's own noise and r² = s / (1 − s),
+
+    y₁ = y + r n,    y₂ = y − n / r
+
+are independent given the picture, with 1 / (1 − s) and 1 / s times the variance: s is the share of the information that
+y₂ holds. What a prior makes of y₁ is scored by the log density that its posterior samples give the values of y₂. That
+is proper (no other law than the true one scores higher on average), needs no truth, and leaves the operator as it is.
+
+Source: Oliveira, Lei and Tibshirani, "Unbiased risk estimation in the normal means problem via coupled bootstrap
+techniques", 2021; Neufeld et al., "Data thinning for convolution-closed distributions", 2023.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bayesq import zoo
+from bayesq.codec import Codec
+from bayesq.errors import OperatorError
+from bayesq.likelihoods import SIGMA_FLOOR, Gaussian, Likelihood, from_physics
+from bayesq.likelihoods.base import spread, total
+from bayesq.restore import PRIOR_WEIGHT, default_quality, restore
+
+if TYPE_CHECKING:
+    from deepinv.physics import Physics
+
+SHIFTS = (-24.0, -12.0, 12.0)
+WEIGHTS = (0.4, 0.9)
+SHARE = 0.2
+STEPS = 16
+SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A quality and a weight of the prior, and how well they predict.
+
+    Attributes:
+        quality: 0 to 100.
+        prior_weight: Power of the prior.
+        score: Log density of the values held out, nats.
+        gain: The score less that of the default.
+        error: Standard error of the gain.
+    """
+
+    quality: float
+    prior_weight: float
+    score: float
+    gain: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to restore with: ``restore(y, physics, quality=choice.quality, prior_weight=choice.prior_weight)``.
+
+    Attributes:
+        quality: Of the prior, 0 to 100.
+        prior_weight: Its power.
+        trials: All that were compared, the default first.
+        seconds: Time that it took.
+    """
+
+    quality: float
+    prior_weight: float
+    trials: tuple[Trial, ...]
+    seconds: float
+
+
+def choose(
+    y: Tensor,
+    physics: Physics,
+    *,
+    codec: Codec | None = None,
+    likelihood: Likelihood | None = None,
+    qualities: Sequence[float] | None = None,
+    prior_weights: Sequence[float] = WEIGHTS,
+    share: float = SHARE,
+    steps: int = STEPS,
+    samples: int = SAMPLES,
+    generator: torch.Generator | None = None,
+) -> Choice:
+    """Chooses the prior's quality, then its weight, by short restorations of a part of the measurement.
+
+    ``restore``'s own default is among the candidates, and is left only for one that gains more than the standard error
+    of its gain: held-out values are few and noisy. With the default candidates it takes about as long as a restoration.
+
+    Args:
+        y: Measurement of B pictures, for which one choice is made.
+        physics: The operator, as for ``restore``.
+        codec: Prior of the pictures; by default the shipped base model.
+        likelihood: Gaussian, of a known noise level; by default that of ``physics``.
+        qualities: To compare with the default; by default 24 and 12 below it and 12 above.
+        prior_weights: To compare with the default, at the best quality.
+        share: Of the information that is held out, between 0 and 1.
+        steps: Of each restoration.
+        samples: Of each restoration.
+        generator: Source of all randomness; by default seeded with 0.
+
+    Raises:
+        OperatorError: the noise is not Gaussian, its level not known or not above ``SIGMA_FLOOR``, or the share not
+            between 0 and 1; and for the reasons of ``restore``.
+        ModelError: a quality is out of range.
+    """
+    began = time.perf_counter()
+    if not 0 < share < 1:
+        raise OperatorError(f"the share to hold out must be between 0 and 1, not {share}")
+    law = likelihood or from_physics(physics)
+    if not isinstance(law, Gaussian) or bool((law.sigma <= SIGMA_FLOOR).any()):
+        raise OperatorError("a choice by held-out measurements takes Gaussian noise of a known level above 1/255")
+    codec = codec or zoo.load()
+    generator = generator or torch.Generator().manual_seed(0)
+    seen, held = divide(y.float(), law, share, generator)
+    earlier, later = _noisier(law, 1 - share), _noisier(law, share)
+    observed, seed = law.observed, int(torch.randint(2**31, (), generator=generator))
+
+    def densities(quality: float, prior_weight: float) -> Tensor:
+        restoration = restore(
+            seen,
+            physics,
+            codec=codec,
+            likelihood=earlier,
+            quality=quality,
+            prior_weight=prior_weight,
+            steps=steps,
+            samples=samples,
+            grids=1,
+            calibrated=False,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return _predictive(later, held, restoration.samples)
+
+    default = default_quality(physics)
+    reference = densities(default, PRIOR_WEIGHT)
+
+    def attempt(quality: float, prior_weight: float) -> Trial:
+        terms = densities(quality, prior_weight)
+        score, gain = (float(total(observed, v).sum()) for v in (terms, terms - reference))
+        return Trial(quality, prior_weight, score, gain, _error(observed, terms - reference))
+
+    if qualities is None:
+        qualities = [default + shift for shift in SHIFTS if 0 <= default + shift <= 100]
+    trials = [Trial(default, PRIOR_WEIGHT, float(total(observed, reference).sum()), 0.0, 0.0)]
+    trials += [attempt(quality, PRIOR_WEIGHT) for quality in qualities]
+    quality = _best(trials).quality
+    trials += [attempt(quality, prior_weight) for prior_weight in prior_weights]
+    best = _best(trials)
+    return Choice(best.quality, best.prior_weight, tuple(trials), time.perf_counter() - began)
+
+
+def divide(y: Tensor, likelihood: Gaussian, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Divides a measurement in two, independent given the picture; their mean weighted by 1 − share and share is y.
+
+    Channels that are copies of one get the same noise.
+
+    Args:
+        y: ``(B, C, h, w)``, or whatever the operator measures.
+        likelihood: Law of its noise.
+        share: Of the information, for the second; the noises' variances are 1 / (1 − share) and 1 / share of y's.
+        generator: Source of randomness.
+    """
+    noise = torch.randn(y.shape, generator=generator)
+    if y.ndim > 1 and torch.equal(y, y[:, :1].expand_as(y)):
+        noise = noise[:, :1].expand_as(y)
+    noise = spread(likelihood.sigma, y) * noise * (likelihood.observed > 0)
+    ratio = math.sqrt(share / (1 - share))
+    return y + ratio * noise, y - noise / ratio
+
+
+def _noisier(likelihood: Gaussian, share: float) -> Gaussian:
+    """The law of a part of the measurement."""
+    result = copy.copy(likelihood)
+    result.sigma = likelihood.sigma / math.sqrt(share)
+    return result
+
+
+def _predictive(likelihood: Gaussian, y: Tensor, samples: Tensor) -> Tensor:
+    """Log density of each value of y, of the Gaussian with the moments that samples ``(n, B, 3, H, W)`` give it."""
+    clean = torch.stack([likelihood.physics.A(x) for x in samples])
+    variance = (1 + 1 / len(samples)) * clean.var(0) + spread(likelihood.sigma, y).square()
+    return -(y - clean.mean(0)).square() / (2 * variance) - (2 * math.pi * variance).log() / 2
+
+
+def _error(observed: Tensor, terms: Tensor) -> float:
+    """Standard error of the sum of terms that count as often as ``observed`` says."""
+    weight = observed.expand_as(terms)
+    mean = (weight * terms).sum() / weight.sum()
+    return float((weight * (terms - mean).square()).sum().sqrt())
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """The one that gains most, less its standard error."""
+    return max(trials, key=lambda trial: trial.gain - trial.error)

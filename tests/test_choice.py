@@ -1,0 +1,163 @@
+"""Choosing the prior by held-out measurements, against predictions that are known in closed form."""
+
+import math
+
+import pytest
+import torch
+from deepinv.physics import Denoising, LinearPhysics, PoissonNoise
+from linear_gaussian import BLOCK, OPERATORS, SCALE, SIGMA, STEP, Blocks, Unblocks, measure
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from bayesq import operators
+from bayesq.choice import choose, divide
+from bayesq.codec import Codec
+from bayesq.conditionals import GaussianCells, index_of
+from bayesq.errors import OperatorError
+from bayesq.likelihoods import Gaussian, weighted
+from bayesq.networks.rate import decoder_error
+from bayesq.quality import level_of
+from bayesq.restore import PRIOR_WEIGHT, default_quality
+
+SIDE, SHARE = 16, 0.2
+
+
+def scale(level: Tensor) -> Tensor:
+    return SCALE * 2 ** ((level - 128) / 64)
+
+
+class LevelledPrior(nn.Module):
+    """z ~ N(0, scale(level)²), smoothed by the unit cell: the picture varies the more, the higher the quality."""
+
+    def walk(self, size, level):
+        shape = size[0], 3 * BLOCK**2, *size[1:]
+        yield GaussianCells(torch.zeros(shape), index_of(scale(level).view(-1, 1, 1, 1).expand(shape)))
+
+    def targets(self, z, level):
+        return [z]
+
+    def image_latent(self, values):
+        return values[0]
+
+
+CODEC = Codec(Blocks(), Unblocks(), LevelledPrior(), reduction=BLOCK, multiple=BLOCK)
+CODEC.folder = None
+
+
+def variance(quality: float) -> float:
+    """Of the decoded pictures' values under the prior of a quality."""
+    return STEP**2 * (float(scale(torch.tensor(float(level_of(quality))))) ** 2 + 1 / 12)
+
+
+def deviation(quality: float) -> float:
+    """Of the pictures' values under the prior of a quality, in which the decoder errs."""
+    return math.sqrt(variance(quality) + decoder_error(level_of(quality)) ** 2)
+
+
+def measured(physics: LinearPhysics, deviation: float, side: int = SIDE) -> Tensor:
+    """A measurement of a white picture."""
+    x = 0.5 + deviation * torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(10))
+    return operators.degrade(x, physics, torch.Generator().manual_seed(11))
+
+
+def exact_score(seen: Tensor, held: Tensor, quality: float, weight: float) -> float:
+    """log p(held | seen) under white laws; the decoder's error is integrated out."""
+    noise, later = SIGMA**2 / (1 - SHARE), SIGMA**2 / SHARE
+    error, prior = decoder_error(level_of(quality)) ** 2, variance(quality)
+    tempered = weight * (noise + error)
+    decoded, gain = 1 / (1 / tempered + 1 / prior), prior / (prior + tempered)
+    trust = error / (error + noise)
+    mean = 0.5 + (trust + (1 - trust) * gain) * (seen - 0.5)
+    spread = (1 - trust) ** 2 * decoded + trust * noise + later
+    return float(Normal(mean, math.sqrt(spread)).log_prob(held).sum())
+
+
+def test_scores_are_the_exact_predictive_densities():
+    physics = OPERATORS["denoise"](SIDE)
+    y = measured(physics, 0.1)
+    choice = choose(y, physics, codec=CODEC, qualities=(60,), prior_weights=(4.0,), steps=200, samples=40)
+    parts = divide(y, Gaussian(physics, SIGMA), SHARE, torch.Generator().manual_seed(0))
+    exact = torch.tensor([exact_score(*parts, trial.quality, trial.prior_weight) for trial in choice.trials])
+    found = torch.tensor([trial.score for trial in choice.trials])
+    torch.testing.assert_close(found, exact, rtol=0, atol=10.0)
+    gains = torch.tensor([trial.gain for trial in choice.trials])
+    torch.testing.assert_close(gains, found - found[0], rtol=0, atol=1e-2)
+    assert gains.abs().max() > 20
+
+
+@pytest.mark.parametrize(("task", "truth"), [("denoise", 40), ("denoise", None), ("deblur", 60)])
+def test_the_prior_that_the_picture_came_from_is_chosen(task, truth):
+    physics = OPERATORS[task](SIDE)
+    quality = truth or default_quality(physics)
+    y = measured(physics, deviation(quality))
+    choice = choose(y, physics, codec=CODEC, qualities=(40, 60), prior_weights=(), share=0.5, steps=100)
+    assert choice.quality == quality and choice.prior_weight == PRIOR_WEIGHT and choice.seconds > 0
+
+
+@pytest.mark.parametrize(("right", "weight"), [(True, 1.0), (False, 4.0)])
+def test_the_weight_makes_up_for_a_prior_that_is_wrong(right, weight):
+    """Bayes' rule is best where the prior is right, and a greater weight for pictures that vary less than it says."""
+    physics = operators.denoise((SIDE, SIDE), SIGMA)
+    y = measured(physics, deviation(default_quality(physics)) if right else 0.03)
+    choice = choose(y, physics, codec=CODEC, qualities=(), prior_weights=(0.2, 1.0, 4.0), share=0.5, steps=100)
+    assert choice.quality == default_quality(physics) and choice.prior_weight == weight
+
+
+def test_the_default_is_left_for_evidence_alone():
+    """Priors that predict alike to within what the noise can tell give way to the default."""
+    physics = operators.denoise((8, 8), SIGMA)
+    default = default_quality(physics)
+    choice = choose(measured(physics, 0.1, 8), physics, codec=CODEC, qualities=(default + 1,), prior_weights=())
+    first, other = choice.trials
+    assert first.quality == default and first.gain == 0 < other.error
+    assert choice.quality == (other.quality if other.gain > other.error else default)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("sigma", [SIGMA, torch.tensor([0.05, 0.2])])
+def test_parts_are_independent_and_average_to_the_whole(share, sigma):
+    physics, x = operators.denoise((64, 64), SIGMA), torch.rand(2, 3, 64, 64)
+    law = Gaussian(physics, sigma)
+    deviation = law.sigma.view(-1, 1, 1, 1)
+    y = x + deviation * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    parts = divide(y, law, share, torch.Generator().manual_seed(6))
+    torch.testing.assert_close((1 - share) * parts[0] + share * parts[1], y, rtol=0, atol=1e-5)
+    standard = torch.stack(
+        [(part - x) / deviation * math.sqrt(s) for part, s in zip(parts, (1 - share, share), strict=True)]
+    )
+    torch.testing.assert_close(torch.cov(standard.flatten(1)), torch.eye(2), rtol=0, atol=0.04)
+
+
+def test_copies_of_a_channel_stay_copies():
+    physics = operators.denoise((8, 8), SIGMA)
+    y = torch.rand(1, 1, 8, 8).expand(1, 3, 8, 8)
+    for part in divide(y, Gaussian(physics, SIGMA), SHARE, torch.Generator()):
+        assert torch.equal(part, part[:, :1].expand_as(part)) and not torch.equal(part, y)
+
+
+def test_blanks_stay_blank_and_do_not_count():
+    physics = OPERATORS["inpaint"](SIDE)
+    y = measure(physics, torch.randn(1, 48, SIDE // BLOCK, SIDE // BLOCK))
+    blank = physics.mask.expand_as(y) == 0
+    for part in divide(y, Gaussian(physics, SIGMA), SHARE, torch.Generator()):
+        assert (part[blank] == 0).all() and (part[~blank] != y[~blank]).all()
+    whole, third = (
+        choose(y, physics, codec=CODEC, likelihood=law, qualities=(), prior_weights=(), steps=1)
+        for law in (Gaussian(physics, SIGMA), weighted(Gaussian(physics, SIGMA), 0.5))
+    )
+    assert whole.trials[0].score == pytest.approx(2 * third.trials[0].score, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"physics": Denoising(PoissonNoise(0.05))}, "Gaussian noise of a known level"),
+        ({"physics": operators.denoise((8, 8), 0.0)}, "Gaussian noise of a known level"),
+        ({"share": 0.0}, "share"),
+        ({"share": math.nan}, "share"),
+    ],
+)
+def test_what_cannot_be_divided_is_said_in_a_line(change, message):
+    options = {"physics": operators.denoise((8, 8), SIGMA), **change}
+    with pytest.raises(OperatorError, match=message):
+        choose(torch.rand(1, 3, 8, 8), codec=CODEC, **options)
