@@ -80,7 +80,7 @@ class Dynamic:
 
     means: tuple[float, ...] = (6.0, 5.0)
     bits: tuple[int, ...] = (4, 5, 6, 7, 8)
-    price: float = 0.002
+    price: float = 0.0005
 
 
 @dataclass(frozen=True)
