@@ -80,7 +80,7 @@ class Dynamic:
 
     means: tuple[float, ...] = (6.0, 5.0)
     bits: tuple[int, ...] = (4, 5, 6, 7, 8)
-    price: float = 0.002
+    price: float = 0.0005
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ RECIPES: dict[str, Recipe] = {
     "w8": Recipe(),
     "w8a8": Recipe(inputs=A8),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
-    "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.7))),
+    "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.5))),
     "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), rounding=GPTQ()),
