@@ -34,8 +34,8 @@ from bayesq.restore import PRIOR_WEIGHT, default_quality, restore
 if TYPE_CHECKING:
     from deepinv.physics import Physics
 
-SHIFTS = (-24.0, -12.0, 12.0)
-WEIGHTS = (0.4, 0.9)
+SHIFTS = (-12.0, 12.0, 20.0)
+WEIGHTS = (0.4, 1.0)
 SHARE = 0.2
 STEPS = 16
 SAMPLES = 6
@@ -100,7 +100,7 @@ def choose(
         physics: The operator, as for ``restore``.
         codec: Prior of the pictures; by default the shipped base model.
         likelihood: Gaussian, of a known noise level; by default that of ``physics``.
-        qualities: To compare with the default; by default 24 and 12 below it and 12 above.
+        qualities: To compare with the default; by default 12 below it, and 12 and 20 above.
         prior_weights: To compare with the default, at the best quality.
         share: Of the information that is held out, between 0 and 1.
         steps: Of each restoration.

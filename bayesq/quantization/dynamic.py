@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from bayesq.training.data import Crops
 
 POOLED, HIDDEN, FULL = 5, 16, 8
-ROUNDS, RATE, DECAY = 400, 0.01, 0.02
+ROUNDS, RATE, DECAY, WARMTH = 400, 0.01, 0.02, 0.1
 
 
 class Selector(nn.Module):
@@ -140,7 +140,8 @@ def _trained(codec: Codec, macs: Mapping[str, float], settings: Dynamic, batch: 
     """A selector that descends the mean of loss, relative to the full precision's, and of the price of bits.
 
     The loss of every crop in every precision is known, so that the mean over choices is taken exactly instead of by
-    draws from relaxed ones.
+    draws from relaxed ones; their entropy keeps a choice that is best on average from being made before pictures are
+    told apart.
     """
     codecs = [codec, *(at(codec, n + 1) for n in range(len(settings.means)))]
     with torch.no_grad():
@@ -155,7 +156,7 @@ def _trained(codec: Codec, macs: Mapping[str, float], settings: Dynamic, batch: 
     with torch.enable_grad():
         for _ in range(ROUNDS):
             optimiser.zero_grad()
-            chance = selector(batch.pictures, batch.levels).softmax(1)
-            ((chance * cost).sum(1).mean() / unit).backward()
+            chance = selector(batch.pictures, batch.levels).log_softmax(1)
+            (chance.exp() * (cost / unit + WARMTH * chance)).sum(1).mean().backward()
             optimiser.step()
     return selector.requires_grad_(False)
