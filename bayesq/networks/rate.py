@@ -31,7 +31,12 @@ def level_of_noise(sigma: float) -> int:
 
     It is the one where the decoder's error is 0.87 σ, the best factor on held-out photographs.
     """
-    weight = 1 / (2 * math.log(2) * (255 * 0.87 * max(sigma, 1e-4)) ** 2)
+    return level_of_error(0.87 * sigma)
+
+
+def level_of_error(error: float) -> int:
+    """The level whose decoder errs by the standard deviation ``error``, or the nearest: inverts ``decoder_error``."""
+    weight = 1 / (2 * math.log(2) * (255 * max(error, 1e-4)) ** 2)
     position = math.log(weight / LAMBDA_MIN) / math.log(LAMBDA_MAX / LAMBDA_MIN)
     return round((LEVELS - 1) * min(1.0, max(0.0, position)))
 
