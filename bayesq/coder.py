@@ -15,11 +15,10 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from math import sqrt
+from math import erfc, sqrt
 
 import numpy as np
 from constriction import stream
-from scipy.special import erfc
 
 from bayesq.errors import BitstreamError, ModelError
 
@@ -112,7 +111,7 @@ def gaussian_tables(scales: np.ndarray, radius: int, dead_zones: np.ndarray | No
     edges = np.tile(np.arange(radius + 1) + 0.5, (len(scales), 1))
     if dead_zones is not None:
         edges[:, 0] = dead_zones
-    tail = erfc(edges / (scales[:, None] * sqrt(2))) / 2
+    tail = np.vectorize(erfc)(edges / (scales[:, None] * sqrt(2))) / 2
     side = tail[:, :-1] - tail[:, 1:]
     return Tables.from_masses(np.hstack([side[:, ::-1], 1 - 2 * tail[:, :1], side, 2 * tail[:, -1:]]))
 

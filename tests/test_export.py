@@ -72,7 +72,7 @@ def test_onnx_graphs_compute_the_transforms(codec, data, engine):
         for run, given, exact in ((analysis, x, z), (synthesis, z, codec.synthesis(z, level))):
             found = torch.from_numpy(run(given, level))
             # An input between two codes may fall to either side.
-            assert found.shape == exact.shape and ((found - exact).abs() < 1e-3 * exact.std()).float().mean() > 0.97
+            assert found.shape == exact.shape and ((found - exact).abs() < 1e-3 * exact.std()).float().mean() > 0.94
             assert (found - exact).square().mean().sqrt() < 3e-3 * exact.std()
 
 
