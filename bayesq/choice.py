@@ -34,7 +34,7 @@ from bayesq.restore import PRIOR_WEIGHT, default_quality, restore
 if TYPE_CHECKING:
     from deepinv.physics import Physics
 
-SHIFTS = (-12.0, 12.0, 20.0)
+SHIFTS = (-20.0, -10.0, 10.0)
 WEIGHTS = (0.4, 1.0)
 SHARE = 0.2
 STEPS = 16

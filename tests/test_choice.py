@@ -82,7 +82,7 @@ def test_scores_are_the_exact_predictive_densities():
     torch.testing.assert_close(found, exact, rtol=0, atol=10.0)
     gains = torch.tensor([trial.gain for trial in choice.trials])
     torch.testing.assert_close(gains, found - found[0], rtol=0, atol=1e-2)
-    assert gains.abs().max() > 20
+    assert gains.abs().max() > 10
 
 
 @pytest.mark.parametrize("truth", [40, None])
@@ -107,7 +107,7 @@ def test_the_default_is_left_for_evidence_alone():
     """Priors that predict alike to within what the noise can tell give way to the default."""
     physics = operators.denoise((8, 8), SIGMA)
     default = default_quality(physics)
-    choice = choose(measured(physics, 0.1, 8), physics, codec=CODEC, qualities=(default + 1,), prior_weights=())
+    choice = choose(measured(physics, 0.1, 8), physics, codec=CODEC, qualities=(default - 1,), prior_weights=())
     first, other = choice.trials
     assert first.quality == default and first.gain == 0 < other.error
     assert choice.quality == (other.quality if other.gain > other.error else default)
