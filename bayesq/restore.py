@@ -114,10 +114,10 @@ class Restoration:
 
 
 def default_quality(physics: Physics) -> float:
-    """Quality of the prior that serves best at the operator's noise: 60 at σ = 50/255, 84 at 25/255, 100 below 16/255.
+    """Quality of the prior for the operator's noise level: 60 at σ = 50/255, 84 at 25/255, 100 from 15/255 down.
 
-    It is the one whose decoder errs by an eighth of the noise, the best share for denoising held-out photographs; blurs
-    and reductions hardly depend on it.
+    It is the one whose decoder errs by an eighth of the noise, about the best share in denoising three held-out crops;
+    blurs and reductions hardly depend on it.
     """
     return quality_of(level_of_error(_sigma(physics) / 8))
 
