@@ -1,33 +1,36 @@
 """The ``.bq`` container: what a file holds, and nothing about how pictures are coded. Standard library only.
 
-All integers are unsigned and little-endian. A file is a head, then the bodies it announces, then nothing.
+A file is a head, then the bodies it announces, then nothing. Integers are unsigned; those marked v are written seven
+bits a byte, lowest first, all bytes but the last with their high bit set, in as few bytes as that takes (LEB128); the
+others are little-endian. A single tile without chunks has a head of 30 bytes or so, which matters in files of 2 kB.
 
 ====================  ==========  ======================================================================
 field                 bytes       meaning
 ====================  ==========  ======================================================================
 magic                 4           89 42 51 0A ("\\x89BQ\\n")
-version               1           1
-mode                  1           0: grey, 1: RGB
+version               1           2
+mode                  1           0: grey, 1: RGB; 2 more where the sizes of tiles follow
 level                 1           quality level, 0 (smallest file) … 255 (best picture)
 chunk count           1           C
 model id              8           first 8 bytes of the SHA-256 of the weights file
-width, height         4 + 4       pixels, at least 1; width × height ≤ `MAX_PIXELS`
-tile width, height    4 + 4       pixels, at least 1, at most the picture's and `MAX_TILE_SIDE`; tiles on the
-                                  right and bottom edges are cut off by the picture's border; T ≤ `MAX_TILES`
-                                  tiles; where there are several side by side (on top of one another), the width
-                                  (height) is a multiple of the size that the model pads pictures to
-tile directory        8 T         of each tile, row by row: length (4), CRC-32 of the payload (4)
-chunk directory       12 C        of each chunk: tag (4, printable ASCII), length (4), CRC-32 of the data (4)
-head CRC              4           CRC-32 of all the above
-tile payloads         Σ lengths   in the directory's order
-chunk data            Σ lengths   in the directory's order
+width, height         v, v        pixels, at least 1; width × height ≤ `MAX_PIXELS`
+tile width, height    v, v        only where the mode says so, otherwise one tile is the picture; pixels, at least
+                                  1, at most the picture's and `MAX_TILE_SIDE`; tiles on the right and bottom edges
+                                  are cut off by the picture's border; T ≤ `MAX_TILES` tiles; where there are
+                                  several side by side (on top of one another), the width (height) is a multiple of
+                                  the size that the model pads pictures to
+tile lengths          v each      of the T payloads, row by row
+chunks                4 + v each  tag (printable ASCII), length
+CRCs                  4 each      CRC-32 of each payload, then of each chunk's data, then of all the above
+tile payloads         Σ lengths   in the order of the lengths
+chunk data            Σ lengths   in the order of the lengths
 ====================  ==========  ======================================================================
 
 A tile's payload holds the codes of its own latents and can be read alone; for the picture, the synthesis is given the
 tile's latents with those of its neighbours around them.
 
-CRC-32 is zlib's. The directory stands in front, so that a damaged payload cannot hide where the next one begins, and
-what a file is can be told without reading it all. Readers keep chunks with unknown tags and ignore them. The tags:
+CRC-32 is zlib's. Lengths stand in front, so that a damaged payload cannot hide where the next one begins, and what a
+file is can be told without reading it all. Readers keep chunks with unknown tags and ignore them. The tags:
 
 ========  =========================================================================================
 ``ALPH``  alpha plane: zlib stream of height × width bytes, row by row
@@ -51,7 +54,7 @@ from typing import IO
 from bayesq.errors import BitstreamError
 
 MAGIC = b"\x89BQ\n"
-VERSION = 1
+VERSION = 2
 MAX_PIXELS = 1 << 28
 MAX_TILES = 1 << 16
 MAX_TILE_SIDE = 1 << 11
@@ -61,9 +64,8 @@ ALPHA, ICC, EXIF, XMP, PRECISION = "ALPH", "ICCP", "EXIF", "XMP_", "PREC"
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels, right and bottom outside."""
 
-_FIXED = struct.Struct("<4s4B8s4I")
-_TILE = struct.Struct("<2I")
-_CHUNK = struct.Struct("<4s2I")
+_FIXED = struct.Struct("<4s4B8s")
+_TILED = 2
 _CRC = struct.Struct("<I")
 
 
@@ -111,6 +113,11 @@ class Header:
             raise BitstreamError(f"a model id has 8 bytes, not {len(self.model_id)}")
 
     @property
+    def tiled(self) -> bool:
+        """Whether there are several tiles."""
+        return self.columns * self.rows > 1
+
+    @property
     def columns(self) -> int:
         """Number of tiles side by side."""
         return -(-self.width // self.tile_width)
@@ -149,7 +156,7 @@ class File:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the directories: the length in bytes and CRC-32 of a payload or chunk."""
+    """The length in bytes and CRC-32 of a payload or chunk."""
 
     length: int
     crc: int
@@ -180,11 +187,23 @@ def pack(file: File) -> bytes:
     bodies = [*file.tiles, *file.chunks.values()]
     if any(len(body) >> 32 for body in bodies):
         raise BitstreamError("a payload exceeds 4 GiB")
-    fixed = (MAGIC, VERSION, h.mode, h.level, len(file.chunks), h.model_id)
-    head = _FIXED.pack(*fixed, h.width, h.height, h.tile_width, h.tile_height)
-    head += b"".join(_TILE.pack(len(tile), zlib.crc32(tile)) for tile in file.tiles)
-    head += b"".join(_CHUNK.pack(tag.encode(), len(data), zlib.crc32(data)) for tag, data in file.chunks.items())
+    mode = h.mode + _TILED * h.tiled
+    sizes = (h.width, h.height, h.tile_width, h.tile_height) if h.tiled else (h.width, h.height)
+    head = _FIXED.pack(MAGIC, VERSION, mode, h.level, len(file.chunks), h.model_id)
+    head += b"".join(map(number, [*sizes, *map(len, file.tiles)]))
+    head += b"".join(tag.encode() + number(len(data)) for tag, data in file.chunks.items())
+    head += b"".join(_CRC.pack(zlib.crc32(body)) for body in bodies)
     return b"".join([head, _CRC.pack(zlib.crc32(head)), *bodies])
+
+
+def number(value: int) -> bytes:
+    """An integer below 2³⁵ as the head writes those of no fixed length."""
+    result = bytearray()
+    while value > 127:
+        result.append(value & 127 | 128)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
 
 
 def unpack(data: bytes) -> File:
@@ -214,32 +233,74 @@ def read_head(stream: IO[bytes]) -> Head:
     Raises:
         BitstreamError: the stream does not begin with an intact head.
     """
+    head, crc, expected = parse_head(stream)
+    if crc != expected:
+        raise BitstreamError("the file is damaged: wrong checksum of the header")
+    return head
+
+
+def parse_head(stream: IO[bytes]) -> tuple[Head, int, int]:
+    """As `read_head`, with the head's CRC-32 and the one that it should have, whether or not they are the same."""
     fixed = stream.read(_FIXED.size)
     if not fixed:
         raise BitstreamError("the file is empty")
     if fixed[:4] != MAGIC[: len(fixed)]:
         raise BitstreamError("not a .bq file")
-    if len(fixed) > 4 and fixed[4] > VERSION:
-        raise BitstreamError(f"format version {fixed[4]} needs a newer bayesq")
+    if len(fixed) > 4 and fixed[4] != VERSION:
+        reader = "a newer" if fixed[4] > VERSION else "an older"
+        raise BitstreamError(f"format version {fixed[4]} needs {reader} bayesq")
     _check_length(fixed, _FIXED.size)
-    _, version, mode, level, chunk_count, model_id, width, height, tile_width, tile_height = _FIXED.unpack(fixed)
-    if version != VERSION or mode not in (Mode.GREY, Mode.RGB):
-        raise BitstreamError(f"the file is damaged: version {version} and mode {mode} do not exist")
-    header = Header(width, height, Mode(mode), level, model_id, tile_width, tile_height)
+    _, _, mode, level, chunk_count, model_id = _FIXED.unpack(fixed)
+    if mode & ~_TILED not in (Mode.GREY, Mode.RGB):
+        raise BitstreamError(f"the file is damaged: mode {mode} does not exist")
+    scan = _Scan(stream, fixed)
+    width, height = scan.number(), scan.number()
+    tile_width, tile_height = (scan.number(), scan.number()) if mode & _TILED else (width, height)
+    header = Header(width, height, Mode(mode & ~_TILED), level, model_id, tile_width, tile_height)
+    if header.tiled != bool(mode & _TILED):
+        raise BitstreamError("the file is damaged: its mode does not tell whether it has tiles")
 
-    tiles_size = header.columns * header.rows * _TILE.size
-    size = tiles_size + chunk_count * _CHUNK.size
-    directory = stream.read(size + _CRC.size)
-    _check_length(directory, size + _CRC.size)
-    if zlib.crc32(fixed + directory[:size]) != _CRC.unpack_from(directory, size)[0]:
-        raise BitstreamError("the file is damaged: wrong checksum of the header")
-    tiles = tuple(Entry(*line) for line in _TILE.iter_unpack(directory[:tiles_size]))
-    chunks = {
-        _check_tag(tag.decode("latin-1")): Entry(*line) for tag, *line in _CHUNK.iter_unpack(directory[tiles_size:size])
-    }
-    if len(chunks) < chunk_count:
+    tiles = [scan.number() for _ in range(header.columns * header.rows)]
+    chunks = [(_check_tag(scan.take(4).decode("latin-1")), scan.number()) for _ in range(chunk_count)]
+    if len(dict(chunks)) < chunk_count:
         raise BitstreamError("the file is damaged: two chunks have the same tag")
-    return Head(header, tiles, chunks, _FIXED.size + len(directory))
+    crcs = scan.crcs(len(tiles) + chunk_count)
+    tile_entries = tuple(map(Entry, tiles, crcs))
+    chunk_entries = {tag: Entry(length, crc) for (tag, length), crc in zip(chunks, crcs[len(tiles) :], strict=True)}
+    expected = zlib.crc32(scan.taken)
+    (crc,) = scan.crcs(1)
+    return Head(header, tile_entries, chunk_entries, len(scan.taken)), crc, expected
+
+
+class _Scan:
+    """A head that is read field by field.
+
+    Attributes:
+        taken: All of it so far.
+    """
+
+    def __init__(self, stream: IO[bytes], taken: bytes) -> None:
+        self._stream, self.taken = stream, bytearray(taken)
+
+    def take(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        _check_length(data, size)
+        self.taken += data
+        return data
+
+    def number(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            (byte,) = self.take(1)
+            value |= (byte & 127) << shift
+            if byte < 128:
+                if shift and not byte:
+                    break
+                return value
+        raise BitstreamError("the file is damaged: a number in its header is not written as it should")
+
+    def crcs(self, count: int) -> list[int]:
+        return [crc for (crc,) in _CRC.iter_unpack(self.take(count * _CRC.size))]
 
 
 class Reader:

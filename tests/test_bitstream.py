@@ -16,6 +16,7 @@ from bayesq.bitstream import (
     File,
     Header,
     Mode,
+    number,
     pack,
     pack_plane,
     read_head,
@@ -49,11 +50,12 @@ def files(draw):
     return File(header, tiles, draw(st.dictionaries(TAGS, st.binary(max_size=9), max_size=4)))
 
 
-def reseal(data: bytes, offset: int, field: bytes) -> bytes:
-    """Overwrites a field of the fixed part of `SMALL`'s bytes and makes the head's checksum right again."""
-    head = bytearray(data[:40])
-    head[offset : offset + len(field)] = field
-    return bytes(head) + struct.pack("<I", zlib.crc32(head)) + data[44:]
+def hostile(*fields: int | bytes, mode=0, chunks=0, version=VERSION) -> bytes:
+    """A file of `SMALL`'s payload whose head is made of these fields, sizes and lengths, and has the right checksum."""
+    head = struct.pack("<4s4B8s", b"\x89BQ\n", version, mode, 128, chunks, ID)
+    head += b"".join(number(field) if isinstance(field, int) else field for field in fields)
+    head += struct.pack("<I", zlib.crc32(b"payload"))
+    return head + struct.pack("<I", zlib.crc32(head)) + b"payload"
 
 
 def refuse(data: bytes) -> str:
@@ -113,38 +115,59 @@ def test_trailing_bytes_are_refused(file, rest):
 def test_noise_is_refused(data):
     refuse(data)
     refuse(pack(SMALL)[:5] + data)
+    refuse(pack(SMALL)[:16] + data)
 
 
 @pytest.mark.parametrize(
-    ("offset", "field", "reason"),
+    ("data", "reason"),
     [
-        (0, b"\x89PNG", "not a .bq file"),
-        (4, bytes([VERSION + 1]), "needs a newer bayesq"),
-        (4, b"\0", "damaged"),
-        (5, b"\2", "damaged"),
-        (7, b"\1", "cut off"),
-        (16, struct.pack("<2I", 0, 2), "impossible"),
-        (16, struct.pack("<2I", 2**32 - 1, 2**32 - 1), "exceed"),
-        (16, struct.pack("<2I", MAX_PIXELS, 2), "exceed"),
-        (24, struct.pack("<2I", 0, 2), "do not fit"),
-        (24, struct.pack("<2I", 3, 3), "do not fit"),
-        (16, struct.pack("<4I", MAX_TILES + 1, 1, 1, 1), "tiles exceed"),
-        (16, struct.pack("<4I", MAX_TILE_SIDE + 1, 1, MAX_TILE_SIDE + 1, 1), "a side"),
-        (32, struct.pack("<I", 2**32 - 1), "cut off"),
-        (32, struct.pack("<I", 6), "follow"),
+        (b"\x89PNG" + pack(SMALL)[4:], "not a .bq file"),
+        (hostile(3, 2, 7, version=VERSION + 1), "needs a newer"),
+        (hostile(3, 2, 7, version=1), "needs an older"),
+        (hostile(3, 2, 7, mode=4), "damaged: mode"),
+        (hostile(3, 2, 7, b"none", 0, chunks=1)[:30], "cut off"),
+        (hostile(0, 2, 7), "impossible"),
+        (hostile(2**32 - 1, 2**32 - 1, 7), "exceed"),
+        (hostile(MAX_PIXELS, 2, 7), "exceed"),
+        (hostile(3, 2, 0, 2, 7, mode=2), "do not fit"),
+        (hostile(3, 2, 3, 3, 7, mode=2), "do not fit"),
+        (hostile(3, 2, 3, 2, 7, mode=2), "whether it has tiles"),
+        (hostile(MAX_TILES + 1, 1, 1, 1, 7, mode=2), "tiles exceed"),
+        (hostile(MAX_TILE_SIDE + 1, 1, 7), "a side"),
+        (hostile(3, 2, 2**32 - 1), "cut off"),
+        (hostile(3, 2, 6), "follow"),
+        (hostile(b"\x83\0", 2, 7), "a number"),
+        (hostile(b"\xff" * 5, 2, 7), "a number"),
+        (hostile(3, 2, 7)[:20], "cut off"),
     ],
 )
-def test_hostile_heads_are_refused(offset, field, reason):
-    assert reason in refuse(reseal(pack(SMALL), offset, field))
+def test_hostile_heads_are_refused(data, reason):
+    assert reason in refuse(data)
+
+
+def test_hostile_heads_would_be_read_without_their_fault():
+    assert unpack(hostile(3, 2, 7)) == SMALL
+
+
+def test_a_small_file_has_a_small_head():
+    header = Header(768, 512, Mode.RGB, 0, ID, 768, 512)
+    assert len(pack(File(header, (b"",)))) == 29
+
+
+@given(st.integers(0, 2**35 - 1))
+def test_numbers_take_as_few_bytes_as_they_can(value):
+    data = number(value)
+    assert len(data) == max(1, -(-value.bit_length() // 7))
+    assert sum((byte & 127) << 7 * place for place, byte in enumerate(data)) == value
+    assert [byte >> 7 for byte in data] == [1] * (len(data) - 1) + [0]
 
 
 def test_chunks_need_distinct_printable_tags():
     for tag in ("abc", "abcde", "ab c", "ab\nc", "äbcd"):
         with pytest.raises(BitstreamError, match="tag"):
             File(SMALL.header, SMALL.tiles, {tag: b""})
-    data = pack(File(SMALL.header, (b"",), {"same": b"", "sane": b""}))
-    head = bytearray(data[: 40 + 24].replace(b"sane", b"same"))
-    assert "same tag" in refuse(bytes(head) + struct.pack("<I", zlib.crc32(head)))
+    head = pack(File(SMALL.header, (b"",), {"same": b"", "sane": b""}))[:-4].replace(b"sane", b"same")
+    assert "same tag" in refuse(head + struct.pack("<I", zlib.crc32(head)))
 
 
 def test_files_are_checked_when_made():

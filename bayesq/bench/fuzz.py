@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import resource
 import struct
 import sys
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -33,7 +35,7 @@ CAP = 512 << 20
 PATIENCE = 20.0
 """Seconds of processor time that a file may take."""
 _EXTREMES = (0, 1, 2, 31, 32, 33, 255, 1 << 11, (1 << 11) + 1, 1 << 14, 1 << 28, (1 << 31) - 1, (1 << 32) - 1)
-_FIELDS = struct.Struct("<4s4B8s4I")
+_NUMBER = re.compile(rb"[\x80-\xff]{0,4}[\x00-\x7f]")
 _MODEL_ID = slice(8, 16)
 
 
@@ -209,22 +211,15 @@ def mutated(pool: Sequence[bytes], rng: random.Random) -> tuple[str, bytes]:
 
 def repaired(data: bytes) -> bytes:
     """The data with right checksums, as far as its head says where they are."""
-    if len(data) < _FIELDS.size:
+    try:
+        head, _, _ = bitstream.parse_head(io.BytesIO(data))
+    except BitstreamError:
         return data
-    *_, chunks, _, width, height, tile_width, tile_height = _FIELDS.unpack_from(data)
-    tiles = -(-width // max(tile_width, 1)) * -(-height // max(tile_height, 1))
-    entries = [(_FIELDS.size + 8 * n, 0) for n in range(min(tiles, len(data)))]
-    entries += [(_FIELDS.size + 8 * tiles + 12 * n, 4) for n in range(chunks)]
-    start = _FIELDS.size + 8 * tiles + 12 * chunks
-    if start + 4 > len(data):
-        return data
-    out, body = bytearray(data), start + 4
-    for place, tag in entries:
-        (length,) = struct.unpack_from("<I", out, place + tag)
-        struct.pack_into("<I", out, place + tag + 4, zlib.crc32(data[body : body + length]))
-        body += length
-    struct.pack_into("<I", out, start, zlib.crc32(out[:start]))
-    return bytes(out)
+    lengths = [entry.length for entry in (*head.tiles, *head.chunks.values())]
+    starts = accumulate(lengths, initial=head.size)
+    crcs = [zlib.crc32(data[start : start + length]) for start, length in zip(starts, lengths, strict=False)]
+    fields = data[: head.size - 4 * len(crcs) - 4] + struct.pack(f"<{len(crcs)}I", *crcs)
+    return fields + struct.pack("<I", zlib.crc32(fields)) + data[head.size :]
 
 
 def _flip(pool: Sequence[bytes], rng: random.Random) -> bytes:
@@ -264,16 +259,18 @@ def _noise(pool: Sequence[bytes], rng: random.Random) -> bytes:
 
 def _header(pool: Sequence[bytes], rng: random.Random) -> bytes:
     """Fields of the head with extreme values, or near the true ones; the model stays."""
-    data = bytearray(rng.choice(pool))
+    data = rng.choice(pool)
     for _ in range(rng.randint(1, 4)):
         if rng.random() < 0.3:
-            data[rng.randrange(4, 8)] = rng.randrange(256)
+            place = rng.randrange(4, 8)
+            data = data[:place] + rng.randbytes(1) + data[place + 1 :]
         else:
-            place = rng.randrange(16, min(len(data), 120), 4)
-            (value,) = struct.unpack_from("<I", data, place) if place + 4 <= len(data) else (0,)
-            value = rng.choice([rng.choice(_EXTREMES), value + rng.randint(-9, 9)]) % (1 << 32)
-            data[place : place + 4] = struct.pack("<I", value)
-    return bytes(data)
+            numbers = list(_NUMBER.finditer(data, 16, 120))
+            field = rng.choice(numbers)
+            value = sum((byte & 127) << 7 * n for n, byte in enumerate(field[0]))
+            value = rng.choice([rng.choice(_EXTREMES), abs(value + rng.randint(-9, 9))])
+            data = data[: field.start()] + bitstream.number(value) + data[field.end() :]
+    return data
 
 
 def _bodies(pool: Sequence[bytes], rng: random.Random) -> bytes:
