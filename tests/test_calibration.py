@@ -115,11 +115,11 @@ def test_damaged_files_are_refused(text, tmp_path):
 def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsys):
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(Path(small_codec_path).read_bytes())
-    options = ["--limit", "2", "--crop", "32", "--samples", "4", "--motion", "motion:3,20"]
+    options = ["--limit", "2", "--crop", "32", "--samples", "4", "--steps", "2", "--motion", "motion:3,20"]
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), *options]) == 0
     told = capsys.readouterr().err
     found = of_model(Codec.load(weights))
-    assert found is not None and len(found.scales) == 12 and str(tmp_path / calibration.FILE) in told
+    assert found is not None and len(found.scales) == 16 and str(tmp_path / calibration.FILE) in told
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from bayesq.operators import Size, degrade, initial_image
 from bayesq.restore import Restoration, restore
 
 Method = Callable[[Tensor, LinearPhysics], Tensor | Restoration]
+Build = Callable[[Size, float, torch.Generator], LinearPhysics]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Task:
     name: str
     setting: str
     sigma: float
-    build: Callable[[Size, float, torch.Generator], LinearPhysics]
+    build: Build
 
     @property
     def label(self) -> str:
@@ -62,10 +63,19 @@ def _half_mask(size: Size, sigma: float, generator: torch.Generator) -> LinearPh
     return operators.inpaint(torch.rand(size, generator=generator) < 0.5, size, sigma)
 
 
+def _noise(sigma: float) -> Task:
+    return Task("denoise", "noise alone", sigma, lambda size, sigma, _: operators.denoise(size, sigma))
+
+
+def _reduction(factor: int, sigma: float) -> Task:
+    setting = f"bicubic x{factor}"
+    return Task("superres", setting, sigma, lambda size, sigma, _: operators.downsample(factor, size, sigma))
+
+
 SUITE = [
-    Task("denoise", "noise alone", 25 / 255, lambda size, sigma, _: operators.denoise(size, sigma)),
+    _noise(25 / 255),
     Task("deblur", "gaussian:1.6", 2.55 / 255, lambda size, sigma, _: operators.blur("gaussian:1.6", size, sigma)),
-    Task("superres", "bicubic x2", 2.55 / 255, lambda size, sigma, _: operators.downsample(2, size, sigma)),
+    _reduction(2, 2.55 / 255),
     Task("inpaint", "50 % of the pixels at random", 2.55 / 255, _half_mask),
 ]
 
@@ -79,23 +89,23 @@ def vble_suite(motion: str) -> list[Task]:
         motion: The kernel of the motion blur, as ``operators.parse_kernel`` takes it.
     """
 
-    def blur(kernel: str) -> Callable[[Size, float, torch.Generator], LinearPhysics]:
+    def blur(kernel: str) -> Build:
         return lambda size, sigma, _: operators.blur(kernel, size, sigma)
-
-    def reduce(factor: int) -> Callable[[Size, float, torch.Generator], LinearPhysics]:
-        return lambda size, sigma, _: operators.downsample(factor, size, sigma)
 
     kernels = {"gaussian:1": "gaussian:1", "gaussian:3": "gaussian:3", "motion": motion}
     noise = (2.55, 7.65)
     return [
         *(Task("deblur", name, sigma / 255, blur(kernel)) for sigma in noise for name, kernel in kernels.items()),
-        *(Task("superres", f"bicubic x{factor}", 0.0, reduce(factor)) for factor in (2, 4)),
+        *(_reduction(factor, 0.0) for factor in (2, 4)),
         Task("inpaint", "50 % of the pixels at random", 2.55 / 255, _half_mask),
-        *(
-            Task("denoise", "noise alone", sigma / 255, lambda size, sigma, _: operators.denoise(size, sigma))
-            for sigma in (15, 25, 50)
-        ),
+        *(_noise(sigma / 255) for sigma in (15, 25, 50)),
     ]
+
+
+def calibration_suite(motion: str) -> list[Task]:
+    """The problems that stand for all others when error bars are fitted: those of ``vble_suite``, and some between."""
+    mosaic = Task("demosaic", "Bayer", 2.55 / 255, lambda size, sigma, _: operators.demosaic(size, sigma))
+    return [*vble_suite(motion), *(_reduction(factor, 2.55 / 255) for factor in (2, 4)), _noise(5 / 255), mosaic]
 
 
 @dataclass(frozen=True)

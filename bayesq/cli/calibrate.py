@@ -9,7 +9,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "calibrate",
         help="fit a model's error bars to validation pictures",
-        description="Restores crops of known pictures from twelve kinds of measurement, and writes how much wider the "
+        description="Restores crops of known pictures from sixteen kinds of measurement, and writes how much wider the "
         "posterior's samples must spread for the 90 % interval to hold 90 %, as calibration.json beside the weights, "
         "where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it again "
         "whenever the model or the defaults change.",
@@ -25,6 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="middle pixels a side (default: %(default)s)",
     )
     parser.add_argument("--samples", type=common.several, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--steps", type=common.positive, default=50, metavar="N", help="of the restorations (default: %(default)s)"
+    )
     parser.add_argument("--motion", metavar="KERNEL", help="of the motion blur (default: the one shipped)")
     parser.add_argument("-o", "--output", metavar="JSON", help="default: calibration.json beside the weights")
     common.add_talk_options(parser)
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bayesq import bench, calibration, operators, zoo
-    from bayesq.bench.restore import read, vble_suite
+    from bayesq.bench.restore import calibration_suite, read
     from bayesq.calibration import Trial, fit, fit_files
     from bayesq.errors import BayesqError
     from bayesq.resources import data_dir
@@ -59,12 +62,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise BayesqError("say by -o where to write the calibration")
     trials = []
-    suite = vble_suite(args.motion or str(data_dir() / "motion.png"))
+    suite = calibration_suite(args.motion or str(data_dir() / "motion.png"))
     for task in tqdm(suite, unit="task", disable=True if args.quiet else None):
         generator = torch.Generator().manual_seed(0)
         physics = task.build((x.shape[-2], x.shape[-1]), task.sigma, generator)
         y = operators.degrade(x, physics, generator)
-        trials.append(Trial(x, restore(y, physics, codec=codec, samples=args.samples, calibrated=False), physics))
+        restored = restore(y, physics, codec=codec, steps=args.steps, samples=args.samples, calibrated=False)
+        trials.append(Trial(x, restored, physics))
     scales = fit_files(
         codec, [read(path, 4 * args.crop) for path in paths], args.samples, torch.Generator().manual_seed(0)
     )
