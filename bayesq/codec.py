@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from bayesq.architecture import Architecture
 from bayesq.coder import Tables
 from bayesq.errors import ImageError, ModelError
 from bayesq.hyperprior import Hyperprior
@@ -41,37 +42,6 @@ if TYPE_CHECKING:
     from bayesq.tiling import Index
 
 FORMAT = "bayesq-codec-1"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Sizes of the default codec's networks.
-
-    Attributes:
-        latents: Channels of z, even.
-        hyper: Channels of h.
-        widths: Channels of g_a and g_s at 1/8 and 1/16 of the picture's size.
-        analysis_depths, synthesis_depths: Residual blocks at those sizes.
-        prior_width: Hidden channels of the prior's networks.
-        leading: Channels of z that are coded first, a multiple of 4.
-    """
-
-    latents: int = 448
-    hyper: int = 64
-    widths: tuple[int, int] = (192, 320)
-    analysis_depths: tuple[int, int] = (3, 3)
-    synthesis_depths: tuple[int, int] = (5, 3)
-    prior_width: int = 128
-    leading: int = 64
-
-    @classmethod
-    def from_json(cls, text: str) -> Architecture:
-        """The sizes as ``asdict`` and JSON keep them. Raises TypeError or ValueError if these are not sizes."""
-        sizes = json.loads(text)
-        if not isinstance(sizes, dict):
-            raise TypeError("the architecture is not a JSON object")
-        fields: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
-        return cls(**fields)
 
 
 class Codec(nn.Module):

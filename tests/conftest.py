@@ -13,7 +13,8 @@ def tiny_codec():
     """A codec of the library's own design at its analytic start, as small as can be and not exported."""
     import torch
 
-    from bayesq.codec import Architecture, Codec
+    from bayesq.architecture import Architecture
+    from bayesq.codec import Codec
     from bayesq.resources import data_dir
     from bayesq.training.data import Crops
     from bayesq.training.start import initialise

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from bayesq import files, zoo
+from bayesq.architecture import Architecture
 from bayesq.cli import main
-from bayesq.codec import Architecture, Codec
+from bayesq.codec import Codec
 from bayesq.resources import data_dir
 
 SMALL = Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from bayesq import operators
-from bayesq.codec import Architecture, Codec
+from bayesq.architecture import Architecture
+from bayesq.codec import Codec
 from bayesq.interop.deepinv import CodecDenoiser, CodingDenoiser, VBLEReconstructor
 from bayesq.restore import restore
 

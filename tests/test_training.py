@@ -5,15 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from skimage.data import astronaut
+from torch import nn
 
-from bayesq.codec import Architecture, Codec
+from bayesq.architecture import ARCHITECTURES, Architecture
+from bayesq.codec import Codec
 from bayesq.errors import TrainingError
+from bayesq.networks.integer import IntegerConv
 from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.networks.transforms import Lapping
 from bayesq.training.data import Crops, find_pictures
@@ -26,7 +30,7 @@ SETTINGS = Settings(steps=30, batch=2, crop=32, rate=1e-3, warmup=5, every=10, s
 KILLED_RUN = """
 import torch
 from pathlib import Path
-from bayesq.codec import Architecture
+from bayesq.architecture import Architecture
 from bayesq.training.loop import Settings, train
 torch.set_num_threads({threads})
 train([Path({data!r})], Path({out!r}), {settings!r}, {architecture!r}, Path({validation!r}), quiet=True)
@@ -71,6 +75,12 @@ def start(data):
     return codec
 
 
+@pytest.fixture(scope="module")
+def started(data):
+    """A codec at its start."""
+    return start(data).eval().requires_grad_(False)
+
+
 def test_a_killed_run_resumes_to_the_same_weights(whole_run, data, validation, tmp_path):
     out = tmp_path / "killed"
     terms = {"data": str(data), "out": str(out), "validation": str(validation), "threads": torch.get_num_threads()}
@@ -94,14 +104,14 @@ def test_the_log_tells_rate_and_distortion(whole_run):
     assert np.isfinite(last["validation"]) and last["hours"] >= rows[0]["hours"] >= 0
 
 
-def test_training_lowers_the_loss(whole_run, data):
+def test_training_lowers_the_loss(whole_run, started, data):
     crops = Crops(find_pictures([data])).draw(16, 32, generator(5))
 
     @torch.no_grad()
     def loss(codec):
         return float(RateDistortionLoss(codec)(crops, torch.arange(16) * 17, generator()).loss.mean())
 
-    assert loss(Codec.load(whole_run / WEIGHTS)) < loss(start(data))
+    assert loss(Codec.load(whole_run / WEIGHTS)) < loss(started)
 
 
 def test_the_released_weights_code(whole_run):
@@ -110,15 +120,15 @@ def test_the_released_weights_code(whole_run):
     assert torch.equal(codec.decompress(codec.compress(x, 90), 50, 70, 90), codec.reconstruct(x, 90)[0])
 
 
-def test_the_start_compresses_already(data):
+def test_the_start_compresses_already(started):
     x = torch.from_numpy(astronaut())[64:192, 160:288].permute(2, 0, 1)[None] / 255
-    decoded, bits = start(data).eval().reconstruct(x, 128)
+    decoded, bits = started.reconstruct(x, 128)
     assert float((decoded - x).square().mean()) < 0.35 * float((x - x.mean((2, 3), keepdim=True)).square().mean())
     assert 0.01 < bits / 128**2 < 1
 
 
-def test_the_start_depends_on_the_generator_alone(data):
-    first, second = start(data).state_dict(), start(data).state_dict()
+def test_the_start_depends_on_the_generator_alone(started, data):
+    first, second = started.state_dict(), start(data).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -228,3 +238,19 @@ def test_the_lapping_of_the_start_has_a_coding_gain_over_blocks():
         return float(10 * (variances * basis_norms(back, components).square()).log10().mean())
 
     assert decibels(best_lapping(pictures)) < decibels(torch.zeros(8, 8)) - 0.5
+
+
+@pytest.mark.parametrize(("name", "most"), [("base", 40_000), ("fast", 8_000)])
+def test_named_architectures_keep_to_their_budgets(name, most):
+    codec = Codec.build(ARCHITECTURES[name]).exported()
+    payload, counts = codec.compress(torch.rand(1, 3, 64, 64), 100), []
+
+    def count(module, inputs, _):
+        counts.append(module.weight.numel() * inputs[0].shape[-2] * inputs[0].shape[-1])
+
+    decoders = codec.synthesis, codec.own_prior.scales, codec.own_prior.means
+    for module in chain.from_iterable(decoder.modules() for decoder in decoders):
+        if isinstance(module, nn.Conv2d | IntegerConv):
+            module.register_forward_hook(count)
+    codec.decompress(payload, 64, 64, 100)
+    assert most / 2 < sum(counts) / 64**2 < most

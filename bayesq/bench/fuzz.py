@@ -71,7 +71,8 @@ def tiny_codec() -> Codec:
     """A codec as small as can be, not trained; the same in every run."""
     import torch
 
-    from bayesq.codec import Architecture, Codec
+    from bayesq.architecture import Architecture
+    from bayesq.codec import Codec
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -4,6 +4,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from bayesq.architecture import ARCHITECTURES
 from bayesq.cli import common
 
 HELP = {
@@ -25,6 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photographs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--val", type=Path, metavar="DIR", help="folder of held-out pictures")
+    parser.add_argument(
+        "--architecture", choices=ARCHITECTURES, default="base", help="of a new run (default: %(default)s)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads; 1 beside other work")
     for name, text in HELP.items():
@@ -41,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     chosen = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
-    weights = train(args.data, args.out, Settings(**chosen), None, args.val, args.resume, args.quiet)
+    weights = train(
+        args.data, args.out, Settings(**chosen), ARCHITECTURES[args.architecture], args.val, args.resume, args.quiet
+    )
     common.say(args, f"wrote {weights}")
     return 0

@@ -23,7 +23,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bayesq.codec import Architecture, Codec
+from bayesq.architecture import Architecture
+from bayesq.codec import Codec
 from bayesq.errors import TrainingError
 from bayesq.io import atomic_write
 from bayesq.networks.rate import rate_weight
