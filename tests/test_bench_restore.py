@@ -100,7 +100,7 @@ def test_measure_gives_a_score_a_picture(codec, pictures):
     task = restore.SUITE[0]
     blur = Rival("copy", ("denoise",), (1.0,), lambda y, physics, _: y)
     other = replace(blur, name="other", tasks=("deblur",))
-    scores = restore.measure(codec, task, pictures, rivals=[blur, other], quality=30, steps=20, samples=8)
+    scores = restore.measure(codec, task, pictures, rivals=[blur, other], quality=30, steps=8, samples=8)
     start, vble, point, copy = scores
     assert [score.method for score in scores] == ["start", "VBLE", "MAP-z", "copy"]
     assert all(len(score.psnr) == len(score.ssim) == len(score.seconds) == 2 for score in scores)

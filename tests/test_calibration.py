@@ -1,6 +1,8 @@
 """Recalibration of restorations that are wrong in a known way."""
 
 import math
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,7 +114,8 @@ def test_damaged_files_are_refused(text, tmp_path):
         Calibration.load(path)
 
 
-def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsys):
+def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["bayesq.restore"], "restore", partial(restore, steps=3, grids=1))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(Path(small_codec_path).read_bytes())
     options = ["--limit", "2", "--crop", "32", "--samples", "4", "--steps", "2", "--motion", "motion:3,20"]
