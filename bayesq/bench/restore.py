@@ -6,11 +6,13 @@ that is asked to be left out; coverage is of the noise-free truth by central int
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
+from typing import NoReturn
 
 import torch
 from deepinv.physics import LinearPhysics
@@ -27,6 +29,7 @@ from bayesq.io import to_tensor
 from bayesq.operators import Size, degrade, initial_image
 from bayesq.restore import Restoration, restore
 
+log = logging.getLogger(__name__)
 Method = Callable[[Tensor, LinearPhysics], Tensor | Restoration]
 Build = Callable[[Size, float, torch.Generator], LinearPhysics]
 
@@ -121,6 +124,13 @@ class Uncertainty:
     coverage: list[list[float]]
     std: list[float]
     rmse: list[float]
+
+    def add(self, found: Restoration, truth: Tensor, border: int) -> None:
+        """Adds a picture's entries."""
+        samples, mean, std, x = (metrics.crop_border(v, border) for v in (found.samples, found.mean, found.std, truth))
+        self.coverage.append(metrics.coverage(samples, x).tolist())
+        self.std.append(std.mean().item())
+        self.rmse.append((mean - x).square().mean().sqrt().item())
 
 
 @dataclass(frozen=True)
@@ -218,50 +228,44 @@ def measure(
     methods = {name: run for name, run in all_ours.items() if wanted(name)}
     rivals = [rival for rival in rivals if task.name in rival.tasks and wanted(rival.name)]
     scores = []
-    with tqdm(total=len(methods) + len(rivals), desc=task.name, disable=None if progress else True, leave=False) as bar:
+    total = (len(methods) + len(rivals)) * len(problems)
+    with tqdm(total=total, desc=task.name, disable=None if progress else True, leave=False) as bar:
         for name, run in methods.items():
-            scores.append(_score(task, name, None, problems, run, border))
-            bar.update()
+            scores.append(_score(task, name, None, problems, run, border, bar))
         for rival in rivals:
             value = tune(rival, trials)
-            scores.append(_score(task, rival.name, value, problems, rival.at(value), border))
-            bar.update()
+            scores.append(_score(task, rival.name, value, problems, rival.at(value), border, bar))
     return scores
 
 
 def _score(
-    task: Task, method: str, parameter: float | None, problems: Sequence[Problem], run: Method, border: int
+    task: Task,
+    method: str,
+    parameter: float | None,
+    problems: Sequence[Problem],
+    run: Method,
+    border: int,
+    bar: tqdm[NoReturn],
 ) -> Scores:
     psnr: list[float] = []
     ssim: list[float] = []
     lpips: list[float] = []
     seconds: list[float] = []
-    restorations: list[Restoration] = []
+    uncertainty = Uncertainty([], [], []) if method == "VBLE" else None
     for x, y, physics in problems:
         start = perf_counter()
         result = run(y, physics)
         seconds.append(perf_counter() - start)
-        if isinstance(result, Restoration):
-            restorations.append(result)
+        if uncertainty and isinstance(result, Restoration):
+            uncertainty.add(result, x, border)
         estimate = (result.mean if isinstance(result, Restoration) else result).clamp(0, 1)
         pair = metrics.crop_border(estimate, border), metrics.crop_border(x, border)
         psnr.append(metrics.psnr(*pair).item())
         ssim.append(metrics.ssim(*pair).item())
         lpips += [value.item() for value in [metrics.lpips(*pair)] if value is not None]
-    uncertainty = _uncertainty(problems, restorations, border) if method == "VBLE" else None
+        log.info("%s, %s: picture %d of %d, %.2f dB", task.label, method, len(psnr), len(problems), psnr[-1])
+        bar.update()
     return Scores(task.name, task.label, method, parameter, psnr, ssim, lpips or None, seconds, uncertainty)
-
-
-def _uncertainty(problems: Sequence[Problem], restorations: Sequence[Restoration], border: int) -> Uncertainty:
-    found = Uncertainty([], [], [])
-    for result, (truth, _, _) in zip(restorations, problems, strict=True):
-        samples, mean, std, x = (
-            metrics.crop_border(v, border) for v in (result.samples, result.mean, result.std, truth)
-        )
-        found.coverage.append(metrics.coverage(samples, x).tolist())
-        found.std.append(std.mean().item())
-        found.rmse.append((mean - x).square().mean().sqrt().item())
-    return found
 
 
 def report(task: Task, scores: Sequence[Scores]) -> str:
