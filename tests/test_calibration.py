@@ -118,7 +118,7 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     monkeypatch.setattr(sys.modules["bayesq.restore"], "restore", partial(restore, steps=3, grids=1))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(Path(small_codec_path).read_bytes())
-    options = ["--limit", "2", "--crop", "32", "--samples", "4", "--steps", "2", "--motion", "motion:3,20"]
+    options = ["--limit", "1", "--crop", "32", "--samples", "4", "--steps", "2", "--motion", "motion:3,20"]
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), *options]) == 0
     told = capsys.readouterr().err
     found = of_model(Codec.load(weights))

@@ -3,13 +3,14 @@
 import io
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bayesq import metrics
+from bayesq import choice, metrics
 from bayesq.cli import main
 from bayesq.cli.restore import ALGORITHMS
 from bayesq.cli.tasks import SUMMARIES
@@ -146,7 +147,8 @@ def test_summary_as_json(photo, spoilt, restore, tmp_path, capsys):
     assert (torch.cat(draws).mean(0) - mean).abs().max() < 1.1 / 255
 
 
-def test_quality_can_be_chosen(spoilt, hasty, tmp_path, capsys):
+def test_quality_can_be_chosen(spoilt, hasty, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(choice, "choose", partial(choice.choose, steps=2, samples=4))
     hasty.options += ["--quality", "auto"]
     assert hasty("denoise", spoilt, tmp_path / "x.png", *NOISE, "--json") == 0
     told = json.loads(capsys.readouterr().out)
