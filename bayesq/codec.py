@@ -212,8 +212,7 @@ class Codec(nn.Module):
             BitstreamError: the payload is not one that ``compress`` wrote with this model at this size and level.
         """
         with exact_arithmetic():
-            cells = decode(self.walk(1, height, width, self._levels(level, 1)), payload)
-        return self.prior.image_latent([cell.value for cell in cells])
+            return self.prior.image_latent(decode(self.walk(1, height, width, self._levels(level, 1)), payload))
 
     @torch.inference_mode()
     def sample_latents(
@@ -222,8 +221,8 @@ class Codec(nn.Module):
         """n latents ``(n, M, h, w)`` that the payload may stand for: drawn from the prior within its cells."""
         levels = self._levels(level, 1)
         with exact_arithmetic():
-            cells = decode(self.walk(1, height, width, levels), payload)
-            draws = sample_within(self.walk(1, height, width, levels), cells, n, generator)
+            decoded = decode(self.walk(1, height, width, levels), payload)
+            draws = sample_within(self.walk(1, height, width, levels), decoded, n, generator)
         return torch.cat([self.prior.image_latent(values) for values in draws])
 
     @torch.inference_mode()
@@ -251,8 +250,8 @@ class Codec(nn.Module):
         """
         levels = self._levels(level, 1)
         with exact_arithmetic():
-            cells = decode(self.walk(1, height, width, levels), payload)
-            nats = information(self.walk(1, height, width, levels), cells)
+            decoded = decode(self.walk(1, height, width, levels), payload)
+            nats = information(self.walk(1, height, width, levels), decoded)
         padded = self.padded_size(height, width)
         result = torch.zeros(1, 1, height, width)
         for part in nats:
@@ -267,7 +266,7 @@ class Codec(nn.Module):
     @staticmethod
     def checked(x: Tensor) -> Tensor:
         """x itself. Raises ImageError if it holds NaN or infinity."""
-        if not torch.isfinite(x).all():
+        if not torch.isfinite(torch.stack(torch.aminmax(x))).all():
             raise ImageError("the picture holds values that are not finite")
         return x
 

@@ -8,12 +8,15 @@ out of 2**24, stored with the model, and the range coder (Martin, "Range encodin
 cumulative sums. Handing it ``counts - 1``, integers that add up to 2**24 - n, makes the shares integers and the floor
 an identity, so that the counts come back unchanged.
 
-A stream is a whole number of 32-bit little-endian words: those of the range coder, then a CRC-32 of all symbols.
+A symbol that can only be 0 has row −1 instead of one of the tables, and takes neither bits nor time.
+
+A stream is a whole number of 32-bit little-endian words: those of the range coder, then a CRC-32 of all symbols but
+these.
 """
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import erfc, sqrt
 
@@ -40,6 +43,7 @@ class Tables:
     """
 
     cdf: np.ndarray
+    _models: dict[int, stream.model.Categorical] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         cdf = self.cdf
@@ -49,6 +53,9 @@ class Tables:
             raise ModelError(f"a model has 1 to {MAX_ROWS} probability tables, not {len(cdf)}")
         if (cdf[:, 0] != 0).any() or (cdf[:, -1] != TOTAL).any() or (cdf[:, 1:] <= cdf[:, :-1]).any():
             raise ModelError(f"probability tables must increase strictly from 0 to {TOTAL}")
+
+    def __reduce__(self) -> tuple[type["Tables"], tuple[np.ndarray]]:
+        return Tables, (self.cdf,)  # models can neither be copied nor sent
 
     @classmethod
     def from_masses(cls, masses: np.ndarray) -> "Tables":
@@ -78,6 +85,11 @@ class Tables:
 
     def bits(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """What each symbol takes in a stream, float64 (N,); arguments as for `Encoder.put`. Their sum is its length."""
+        bits, coded = np.zeros(len(symbols)), rows >= 0
+        bits[coded] = self._bits(symbols[coded], rows[coded])
+        return bits
+
+    def _bits(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
         values = symbols.astype(np.int64)
         excess = np.abs(values) - self.radius
         escaped = excess > 0
@@ -89,7 +101,9 @@ class Tables:
 
     def model(self, row: int) -> stream.model.Categorical:
         """The range coder's model of one row: symbol k is category k + R, the escape is category 2R + 1."""
-        return _categorical(np.diff(self.cdf[row]))
+        if row not in self._models:
+            self._models[row] = _categorical(np.diff(self.cdf[row]))
+        return self._models[row]
 
 
 def gaussian_tables(scales: np.ndarray, radius: int, dead_zones: np.ndarray | None = None) -> Tables:
@@ -128,23 +142,28 @@ class Encoder:
 
         Args:
             symbols: int32 (N,), any value; symbols beyond the radius cost an escape and an Elias-gamma code.
-            rows: integers (N,) in [0, T).
+            rows: integers (N,) in [0, T), or −1 for symbols that are 0 and not written.
             tables: the probabilities.
+
+        Raises:
+            ValueError: there are not as many symbols as rows, a row does not exist, or a symbol of row −1 is not 0.
         """
-        symbols = np.ascontiguousarray(np.asarray(symbols).astype(np.int32, casting="safe", copy=False))
-        rows = _checked_rows(rows, tables)
+        symbols = np.asarray(symbols).astype(np.int32, casting="safe", copy=False)
         if symbols.shape != rows.shape:
             raise ValueError(f"{symbols.shape} symbols need as many rows, not {rows.shape}")
+        coded, rows = _coded(rows, tables)
+        written = symbols[coded]
+        if np.count_nonzero(written) < np.count_nonzero(symbols):
+            raise ValueError("symbols that are not written must be 0")
         radius, escape = tables.radius, 2 * tables.radius + 1
-        order = np.argsort(rows, kind="stable")
-        values = symbols[order]
+        values = written[np.argsort(rows, kind="stable")]
         escaped = (values < -radius) | (values > radius)
         categories = np.where(escaped, escape, values + np.int32(radius)).astype(np.int32)
         for row, span in _groups(np.bincount(rows)):
             self._coder.encode(categories[span], tables.model(row))
         if escaped.any():
             self._put_escapes(values[escaped].astype(np.int64), radius)
-        self._crc = _checksum(symbols, self._crc)
+        self._crc = _checksum(written, self._crc)
 
     def _put_escapes(self, values: np.ndarray, radius: int) -> None:
         excess = np.abs(values) - radius
@@ -180,7 +199,7 @@ class Decoder:
         """Reads one symbol for each row.
 
         Args:
-            rows: integers (N,) in [0, T), as given to `Encoder.put`.
+            rows: integers (N,) as given to `Encoder.put`.
             tables: the probabilities given to `Encoder.put`.
 
         Returns:
@@ -189,7 +208,8 @@ class Decoder:
         Raises:
             BitstreamError: no encoder can have written this.
         """
-        rows = _checked_rows(rows, tables)
+        symbols = np.zeros(len(rows), dtype=np.int32)
+        coded, rows = _coded(rows, tables)
         counts = np.bincount(rows, minlength=len(tables.cdf))
         self._spare_bits -= counts @ tables.least_bits
         if self._spare_bits < 0:
@@ -204,9 +224,10 @@ class Decoder:
                 values[escaped] = self._get_escapes(int(escaped.sum()), tables.radius)
         except AssertionError as error:  # how constriction reports invalid data
             raise BitstreamError("the coded symbols are damaged") from error
-        symbols = np.empty_like(values)
-        symbols[np.argsort(rows, kind="stable")] = values
-        self._crc = _checksum(symbols, self._crc)
+        read = np.empty_like(values)
+        read[np.argsort(rows, kind="stable")] = values
+        self._crc = _checksum(read, self._crc)
+        symbols[coded] = read
         return symbols
 
     def _get_escapes(self, count: int, radius: int) -> np.ndarray:
@@ -253,11 +274,12 @@ def _binary_digits(widths: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray,
             yield part, bits[part], shift[part]
 
 
-def _checked_rows(rows: np.ndarray, tables: Tables) -> np.ndarray:
-    rows = np.asarray(rows)
-    if rows.ndim != 1 or (rows.size and not 0 <= rows.min() <= rows.max() < len(tables.cdf)):
-        raise ValueError(f"rows must be a vector of integers in [0, {len(tables.cdf)})")
-    return rows.astype(np.uint16)  # two bytes, so that argsort(kind="stable") is a radix sort
+def _coded(rows: np.ndarray, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    """Where rows are not −1, and what they are there, in so few bytes that argsort(kind="stable") is a radix sort."""
+    if rows.ndim != 1 or (rows.size and not -1 <= rows.min() <= rows.max() < len(tables.cdf)):
+        raise ValueError(f"rows must be a vector of integers in [-1, {len(tables.cdf)})")
+    coded = np.flatnonzero(rows >= 0)
+    return coded, rows[coded].astype(np.min_scalar_type(len(tables.cdf) - 1))
 
 
 def _groups(counts: np.ndarray) -> Iterator[tuple[int, slice]]:

@@ -71,7 +71,7 @@ class Conditional(Protocol):
         ...
 
     def tables(self) -> tuple[Tensor, Tables]:
-        """Row of the CDF tables for each element (int64, shape of the latent), and the tables."""
+        """Row of the CDF tables for each element, of the latent's shape, and the tables; −1 where only 0 is coded."""
         ...
 
 
@@ -90,7 +90,8 @@ class GaussianCells:
         index: Same shape (see ``scale_of``). Densities are those of the real index, codes use the nearest table; in
             portable files it is an integer, so that both agree on every machine.
         table: CDF tables, one row per integer index; None where nothing is coded.
-        dead_zones: How far the cell of code 0 reaches at each integer index; None if no further than others.
+        dead_zones: How far the cell of code 0 reaches at each integer index; None if no further than others. Infinite
+            at the smallest indexes, if at all, where a code is 0 by definition and not written.
     """
 
     mean: Tensor
@@ -112,7 +113,7 @@ class GaussianCells:
     def quantizer(self) -> Lattice | DeadZone:
         if self.dead_zones is None:
             return Lattice(1.0, self.mean)
-        return DeadZone(self.dead_zones[self.index.detach().round().long()], self.mean)
+        return DeadZone(self.dead_zones, self.index.detach().round().int(), self.mean)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         normal = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
@@ -131,7 +132,10 @@ class GaussianCells:
     def tables(self) -> tuple[Tensor, Tables]:
         if self.table is None:
             raise ValueError("this conditional carries no CDF tables")
-        return self.index.round().clamp(0, len(self.table.cdf) - 1).long(), self.table
+        rows = self.index.round().clamp(0, len(self.table.cdf) - 1).to(torch.int16)
+        if self.dead_zones is not None:
+            rows.masked_fill_(rows < self.dead_zones.isinf().sum(), -1)
+        return rows, self.table
 
 
 class FactorizedDensity(nn.Module):

@@ -28,6 +28,8 @@ from bayesq.prior import Walk
 from bayesq.quantizers import Clamp, StraightThrough
 
 TABLE_RADIUS = 512
+CERTAIN = 3
+"""At table indexes below this a code is 0 by definition: tables cannot tell what the others have, less than 2⁻²⁴."""
 
 
 def part(z: Tensor, ways: int, n: int) -> Tensor:
@@ -116,7 +118,8 @@ class Hyperprior(nn.Module):
         self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
         self.hyper_index: HyperIndex | ExportedHyperIndex = HyperIndex(hyper)
         self.tables: Tables | None = None
-        self.register_buffer("dead_zones", dead_zones(scale_of(torch.arange(SCALE_COUNT))), persistent=False)
+        zones = dead_zones(scale_of(torch.arange(SCALE_COUNT)))
+        self.register_buffer("dead_zones", zones.index_fill(0, torch.arange(CERTAIN), torch.inf), persistent=False)
 
     def export(self) -> None:
         """Replaces, in place, all that stands before the symbols by integers."""

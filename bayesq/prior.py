@@ -101,7 +101,7 @@ class Coded:
 
     Attributes:
         symbols: Integer codes (int32), in the order of the walk.
-        cells: The cell of each code.
+        cells: The cell of each code; infinitely wide where a code is 0 by definition.
         nats: ``(B,)`` −log probability of the codes.
     """
 
@@ -137,22 +137,24 @@ def sample(walk: Walk, generator: torch.Generator | None = None) -> list[Tensor]
 
 
 def sample_within(
-    walk: Walk, cells: Sequence[Cell], n: int, generator: torch.Generator | None = None
+    walk: Walk, values: Sequence[Tensor], n: int, generator: torch.Generator | None = None
 ) -> list[list[Tensor]]:
-    """n draws of all latents from the prior restricted to decoded cells; the context is that of what is decoded."""
+    """n draws of all latents from the prior restricted to the cells of decoded values, which are the context."""
     draws: list[list[Tensor]] = [[] for _ in range(n)]
 
     def answer(part: int, conditional: Conditional) -> Tensor:
+        lattice = conditional.quantizer()
+        cell = lattice.cell(lattice.index(values[part]))
         for draw in draws:
-            draw.append(conditional.sample_within(cells[part], generator))
-        return cells[part].value
+            draw.append(conditional.sample_within(cell, generator))
+        return values[part]
 
     drive(walk, answer)
     return draws
 
 
-def information(walk: Walk, cells: Sequence[Cell]) -> list[Tensor]:
-    """What every element of decoded cells takes in the stream, nats: −log of its share of the coder's table.
+def information(walk: Walk, values: Sequence[Tensor]) -> list[Tensor]:
+    """What every element of decoded values takes in the stream, nats: −log of its share of the coder's table.
 
     That is ``−log_mass`` where the tables are fine enough; what is less likely than their precision costs less.
     """
@@ -160,45 +162,49 @@ def information(walk: Walk, cells: Sequence[Cell]) -> list[Tensor]:
 
     def answer(part: int, conditional: Conditional) -> Tensor:
         rows, tables = conditional.tables()
-        symbols = conditional.quantizer().index(cells[part].value)
-        bits = tables.bits(_flat(symbols), _flat(rows))
-        nats.append(torch.from_numpy(bits * math.log(2)).view(rows.shape))
-        return cells[part].value
+        symbols = conditional.quantizer().index(values[part])
+        nats.append(_shaped(tables.bits(_flat(symbols), _flat(rows)) * math.log(2), rows))
+        return values[part]
 
     drive(walk, answer)
     return nats
 
 
+def write(conditional: Conditional, target: Tensor, encoder: Encoder) -> Tensor:
+    """Appends the codes of a target to a stream; returns what they are decoded to."""
+    lattice, (rows, tables) = conditional.quantizer(), conditional.tables()
+    symbols = lattice.index(target)
+    encoder.put(_flat(symbols), _flat(rows), tables)
+    return lattice.value(symbols)
+
+
+def read(conditional: Conditional, decoder: Decoder) -> Tensor:
+    """The value whose codes come next in a stream. Raises BitstreamError as the decoder does."""
+    rows, tables = conditional.tables()
+    return conditional.quantizer().value(_shaped(decoder.get(_flat(rows), tables), rows))
+
+
 def encode(walk: Walk, targets: Sequence[Tensor]) -> bytes:
     """The codes of ``quantize`` as one entropy-coded stream, about ``Coded.nats`` long."""
     encoder = Encoder()
-
-    def answer(n: int, conditional: Conditional) -> Tensor:
-        lattice = conditional.quantizer()
-        symbols = lattice.index(targets[n])
-        rows, tables = conditional.tables()
-        encoder.put(_flat(symbols), _flat(rows), tables)
-        return lattice.value(symbols)
-
-    drive(walk, answer)
+    drive(walk, lambda n, conditional: write(conditional, targets[n], encoder))
     return encoder.finish()
 
 
-def decode(walk: Walk, data: bytes) -> list[Cell]:
-    """The cells that ``encode`` wrote. Raises BitstreamError if the stream is not one that this walk wrote."""
+def decode(walk: Walk, data: bytes) -> list[Tensor]:
+    """The values that ``encode`` wrote. Raises BitstreamError if the stream is not one that this walk wrote."""
     decoder = Decoder(data)
-    cells: list[Cell] = []
-
-    def answer(_: int, conditional: Conditional) -> Tensor:
-        rows, tables = conditional.tables()
-        symbols = torch.from_numpy(decoder.get(_flat(rows), tables)).view(rows.shape)
-        cells.append(conditional.quantizer().cell(symbols.to(rows.device)))
-        return cells[-1].value
-
-    drive(walk, answer)
+    values = drive(walk, lambda _, conditional: read(conditional, decoder))
     decoder.check()
-    return cells
+    return values
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    return x.detach().cpu().contiguous().view(-1).numpy()
+    """The order in a stream: pixel by pixel, which is that in memory of what networks put out."""
+    return x.detach().cpu().movedim(1, -1).reshape(-1).numpy()
+
+
+def _shaped(flat: np.ndarray, like: Tensor) -> Tensor:
+    """The inverse of ``_flat``, laid out in memory like another tensor: networks round by that differently."""
+    shaped = torch.from_numpy(flat).view(like.movedim(1, -1).shape).movedim(-1, 1)
+    return torch.empty_like(like, dtype=shaped.dtype).copy_(shaped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -99,12 +100,20 @@ class DeadZone:
     """The lattice ``offset + k`` with a wider cell for code 0, at the cost of those of ±1.
 
     Attributes:
-        threshold: How far from the offset the cell of code 0 reaches, in [½, 1); broadcasts to the values.
+        reach: ``(T,)`` how far from the offset the cell of code 0 reaches, for each kind of value: in [½, 1), or
+            infinite, for values that are coded as 0 whatever they are.
+        kind: Of each value, an integer in [0, T); broadcasts to the values.
         offset: Where code 0 lies.
     """
 
-    threshold: Tensor
+    reach: Tensor
+    kind: Tensor
     offset: Tensor | float = 0.0
+
+    @cached_property
+    def threshold(self) -> Tensor:
+        """How far the cell of code 0 reaches, for each value."""
+        return self.reach[self.kind]
 
     def index(self, value: Tensor) -> Tensor:
         distance = value - self.offset
@@ -115,8 +124,8 @@ class DeadZone:
 
     def cell(self, index: Tensor) -> Cell:
         spare, value = self.threshold - 0.5, self.value(index)
-        beside = spare * (index.abs() == 1)
-        return Cell(value + index * beside / 2, 1 - beside + 2 * spare * (index == 0), value)
+        beside = torch.where(index.abs() == 1, spare, 0.0)
+        return Cell(value + index * beside / 2, 1 - beside + torch.where(index == 0, 2 * spare, 0.0), value)
 
     def straight_through(self, value: Tensor) -> Tensor:
         return StraightThrough.apply(self.value(self.index(value.detach())).detach(), value)

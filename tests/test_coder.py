@@ -44,8 +44,8 @@ def test_any_int32_comes_back(name, data):
     parts = []
     for _ in range(data.draw(st.integers(1, 3))):
         n = data.draw(st.integers(0, 30))
-        symbols = data.draw(arrays(np.int32, n, elements=INT32))
-        parts.append((symbols, data.draw(arrays(np.int64, n, elements=st.integers(0, len(tables.cdf) - 1))), tables))
+        rows = data.draw(arrays(np.int64, n, elements=st.integers(-1, len(tables.cdf) - 1)))
+        parts.append((np.where(rows < 0, 0, data.draw(arrays(np.int32, n, elements=INT32))), rows, tables))
     written = encode(*parts)
     bits = sum(float(tables.bits(symbols, rows).sum()) for symbols, rows, tables in parts)
     assert -1 < 8 * len(written) - bits < 128
@@ -200,12 +200,17 @@ def test_malformed_scales_are_refused(scales):
         gaussian_tables(np.array(scales), 3)
 
 
-@pytest.mark.parametrize("rows", [[16], [-1], [[0]]])
+@pytest.mark.parametrize("rows", [[16], [-2], [[0]]])
 def test_unknown_rows_are_refused(rows):
     with pytest.raises(ValueError, match="rows"):
         Encoder().put(np.array([0], np.int32), np.array(rows), TABLES["gaussian"])
     with pytest.raises(ValueError, match="rows"):
         Decoder(bytes(4)).get(np.array(rows), TABLES["gaussian"])
+
+
+def test_symbols_that_are_not_written_are_0():
+    with pytest.raises(ValueError, match="must be 0"):
+        Encoder().put(np.array([5, 1], np.int32), np.array([0, -1]), TABLES["gaussian"])
 
 
 def test_fractional_symbols_are_refused():

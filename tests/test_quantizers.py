@@ -10,7 +10,7 @@ QUANTIZERS = {
     "offset lattice": Lattice(0.25, -0.1),
     "lattice with a step for each channel": Lattice(torch.tensor([0.1, 1.0, 7.0]).view(1, 3, 1, 1), 0.3),
     "lattice around predicted means": Lattice(1.0, torch.linspace(-2, 2, 60).view(1, 3, 4, 5)),
-    "lattice with a dead zone": DeadZone(torch.tensor([0.5, 0.7, 0.98]).view(1, 3, 1, 1), 0.3),
+    "lattice with a dead zone": DeadZone(torch.tensor([0.5, 0.7, 0.98]), torch.tensor([0, 2, 1]).view(1, 3, 1, 1), 0.3),
     "ternary levels": Levels(torch.tensor([-1.0, 0.0, 1.0])),
     "uneven levels": Levels(torch.tensor([-4.0, -1.0, -0.2, 0.1, 0.9, 5.0])),
 }

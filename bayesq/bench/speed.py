@@ -10,16 +10,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from bayesq.bench import table
 from bayesq.bench.formats import Bayesq, Format, Pillow
-from bayesq.coder import Decoder, Encoder
+from bayesq.coder import Decoder, Encoder, Tables
 from bayesq.io import to_image, to_tensor
 from bayesq.networks.integer import exact_arithmetic
-from bayesq.prior import Conditional, drive
+from bayesq.prior import drive, read, write
 from bayesq.quality import level_of
 
 if TYPE_CHECKING:
@@ -200,29 +201,26 @@ def stages(codec: Codec, x: Tensor, level: int, clock: Clock = perf_counter) -> 
     times: dict[str, list[float]] = {stage: [] for stage in STAGES}
     levels = torch.tensor([level])
     height, width = x.shape[-2:]
-    encoder = Encoder()
 
-    def encode(part: int, conditional: Conditional) -> Tensor:
-        lattice, (rows, tables) = conditional.quantizer(), conditional.tables()
-        symbols = lattice.index(targets[part])
-        with _timed(times, STAGES[2], clock):
-            encoder.put(symbols.flatten().numpy(), rows.flatten().numpy(), tables)
-        return lattice.value(symbols)
+    class TimedEncoder(Encoder):
+        def put(self, symbols: np.ndarray, rows: np.ndarray, tables: Tables) -> None:
+            with _timed(times, STAGES[2], clock):
+                super().put(symbols, rows, tables)
 
-    def decode(part: int, conditional: Conditional) -> Tensor:
-        rows, tables = conditional.tables()
-        with _timed(times, STAGES[4], clock):
-            symbols = torch.from_numpy(decoder.get(rows.flatten().numpy(), tables)).view(rows.shape)
-        return conditional.quantizer().value(symbols)
+    class TimedDecoder(Decoder):
+        def get(self, rows: np.ndarray, tables: Tables) -> np.ndarray:
+            with _timed(times, STAGES[4], clock):
+                return super().get(rows, tables)
 
+    encoder = TimedEncoder()
     with exact_arithmetic():
         with _timed(times, STAGES[0], clock):
             targets = codec.targets(x, levels)
         with _timed(times, STAGES[1], clock):
-            drive(codec.walk(1, height, width, levels), encode)
-        decoder = Decoder(encoder.finish())
+            drive(codec.walk(1, height, width, levels), lambda n, law: write(law, targets[n], encoder))
+        decoder = TimedDecoder(encoder.finish())
         with _timed(times, STAGES[3], clock):
-            values = drive(codec.walk(1, height, width, levels), decode)
+            values = drive(codec.walk(1, height, width, levels), lambda _, law: read(law, decoder))
     with _timed(times, STAGES[5], clock):
         codec.synthesize(codec.prior.image_latent(values), level)
     total = {stage: sum(spent) for stage, spent in times.items()}

@@ -155,11 +155,13 @@ def soften(quantizer: Quantizer, value: Tensor, done: float, generator: torch.Ge
     def soft_round(v: Tensor) -> Tensor:
         cell = quantizer.cell(quantizer.index(v.detach()))
         above = v.detach() > cell.value
-        reach = torch.where(above, cell.upper - cell.value, cell.lower - cell.value)
+        reach = torch.where(above, cell.upper - cell.value, cell.lower - cell.value).nan_to_num(posinf=1, neginf=-1)
         place = (v - cell.value) / reach
         step = (torch.tanh((place - 1) / (2 * temperature)) / math.tanh(0.5 / temperature) + 1) / 2
         return cell.value + 2 * reach * step
 
     uniform = 2 * torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype) - 1
     noise = uniform * uniform.abs() ** (CONCENTRATION * done) / 2
-    return soft_round(soft_round(value) + quantizer.cell(quantizer.index(value.detach())).width * noise)
+    cell = quantizer.cell(quantizer.index(value.detach()))
+    soft = soft_round(soft_round(value) + cell.width.nan_to_num(posinf=1) * noise)
+    return torch.where(cell.width.isinf(), cell.value, soft)  # an infinite cell is that of the only code
