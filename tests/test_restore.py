@@ -59,14 +59,14 @@ def measured(picture):
 @pytest.mark.parametrize("algorithm", [VBLE, MAPz])
 def test_denoises_and_says_how_well(algorithm, codec, picture, measured):
     y, physics = measured
-    result = restore(y, physics, codec=codec, quality=30, algorithm=algorithm, steps=40, samples=8, grids=1)
+    result = restore(y, physics, codec=codec, quality=30, algorithm=algorithm, steps=20, samples=8, grids=1)
     assert (psnr(result.mean, picture) > psnr(y, picture) + 2).all()
     assert result.samples.shape == (8, *y.shape)
     assert result.mean.min() >= 0 and result.mean.max() <= 1
     torch.testing.assert_close(result.mean, result.samples.mean(0))
     torch.testing.assert_close(result.std, result.samples.std(0))
     assert (result.std > 0).any() == (algorithm is VBLE)
-    assert len(result.trace) == 40 and result.trace[-1].elbo > result.trace[0].elbo
+    assert len(result.trace) == 20 and result.trace[-1].elbo > result.trace[0].elbo
     assert [cell.centre.shape[0] for cell in result.cells] == [2] * 7
     assert not any(cell.centre.requires_grad or cell.width.requires_grad for cell in result.cells)
     assert result.quality == pytest.approx(30, abs=0.2) and result.seconds > 0
@@ -92,9 +92,9 @@ def test_generator_settles_everything(codec, measured):
 def test_any_operator_of_deepinv(name, codec, picture):
     physics = FOREIGN[name]()
     with torch.no_grad():
-        y = physics(picture)
+        y = physics(picture[:1])
     result = restore(y, physics, codec=codec, quality=30, steps=10, samples=2, grids=1)
-    assert result.mean.shape == picture.shape and result.mean.isfinite().all()
+    assert result.mean.shape == picture[:1].shape and result.mean.isfinite().all()
     assert result.trace[-1].elbo > result.trace[0].elbo
 
 
