@@ -12,7 +12,7 @@ neighbours in space and among channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from bayesq.coder import Tables, gaussian_tables
 from bayesq.conditionals import SCALE_COUNT, GaussianCells, dead_zones, scale_of
 from bayesq.networks.integer import TrainableIntegerConv
+from bayesq.networks.passes import merge, part, passes_over
 from bayesq.networks.rate import LEVELS, Interpolated
-from bayesq.networks.scale import INDEX_UNIT, MeanNetwork, Pass, ScaleNetwork
+from bayesq.networks.scale import INDEX_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
 from bayesq.networks.transforms import leaky_relu
 from bayesq.prior import Walk
 from bayesq.quantizers import Clamp, StraightThrough
@@ -30,32 +31,6 @@ from bayesq.quantizers import Clamp, StraightThrough
 TABLE_RADIUS = 512
 CERTAIN = 3
 """At table indexes below this a code is 0 by definition: tables cannot tell what the others have, less than 2⁻²⁴."""
-
-
-def part(z: Tensor, ways: int, n: int) -> Tensor:
-    """The n-th of 2 or 4 passes of z ``(B, M, h, w)``, ``(B, M/ways, h, w)``.
-
-    Of each ``ways`` neighbouring channels it holds, where the colour is q, the (n xor q)-th. Colours are those of a
-    checkerboard, or the four places in squares of 2 × 2, those on a diagonal following each other.
-    """
-    groups, (height, width) = z.unflatten(1, (-1, ways)), z.shape[-2:]
-    rows, columns = torch.arange(height, device=z.device)[:, None], torch.arange(width, device=z.device)
-    colour = (rows + columns) % 2 if ways == 2 else (rows + columns) % 2 * 2 + rows % 2
-    result = groups[:, :, n]
-    for q in range(1, ways):
-        result = torch.where(colour == q, groups[:, :, n ^ q], result)
-    return result
-
-
-def split(z: Tensor, ways: int) -> list[Tensor]:
-    """All passes of z."""
-    return [part(z, ways, n) for n in range(ways)]
-
-
-def merge(parts: Sequence[Tensor], ways: int) -> Tensor:
-    """The inverse of ``split``, with zeros for passes that are missing at the end."""
-    missing = [torch.zeros_like(parts[0])] * (ways - len(parts))
-    return torch.stack(split(torch.stack([*parts, *missing], 2).flatten(1, 2), ways), 2).flatten(1, 2)
 
 
 def log_energy(z: Tensor) -> Tensor:
@@ -108,13 +83,11 @@ class Hyperprior(nn.Module):
 
     def __init__(self, latents: int, leading: int, hyper: int, width: int) -> None:
         super().__init__()
-        others = latents - leading
-        self.hyper, self.groups = hyper, ((leading, 4), (others, 2))
-        self.channels = [slice(leading)] * 4 + [slice(leading, latents)] * 2
+        self.hyper = hyper
+        self.passes = [*passes_over(slice(0, leading), 4), *passes_over(slice(leading, latents), 2)]
         self.analysis = HyperAnalysis(latents, hyper, width)
-        passes = [Pass(leading, leading)] * 4 + [Pass(leading, others), Pass(others, others)]
-        self.scales = ScaleNetwork(hyper, passes, width)
-        self.means = MeanNetwork(hyper, passes, width)
+        self.scales = ScaleNetwork(hyper, self.passes, width)
+        self.means = MeanNetwork(hyper, self.passes, width)
         self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
         self.hyper_index: HyperIndex | ExportedHyperIndex = HyperIndex(hyper)
         self.tables: Tables | None = None
@@ -136,12 +109,12 @@ class Hyperprior(nn.Module):
         self.hyper_index, self.tables = ExportedHyperIndex(self.hyper), tables
 
     def targets(self, z: Tensor, level: Tensor) -> list[Tensor]:
-        groups = zip(z.split([count for count, _ in self.groups], 1), self.groups, strict=True)
-        return [self.analysis(z, level), *(p for group, (_, ways) in groups for p in split(group, ways))]
+        return [self.analysis(z, level), *(part(z[:, p.group], p.ways, p.turn) for p in self.passes)]
 
     def image_latent(self, values: Sequence[Tensor]) -> Tensor:
-        parts = iter(values[1:])
-        return torch.cat([merge(list(islice(parts, ways)), ways) for _, ways in self.groups], 1)
+        groups = groupby(zip(self.passes, values[1:], strict=True), lambda pair: pair[0].group)
+        parts = [[value for _, value in pairs] for _, pairs in groups]
+        return torch.cat([merge(them, len(them)) for them in parts], 1)
 
     def walk(self, size: tuple[int, int, int], level: Tensor) -> Walk:
         batch, height, width = size
@@ -151,21 +124,19 @@ class Hyperprior(nn.Module):
 
         h = StraightThrough.apply(torch.round(h.detach()), h)
         (f, h), features = self.scales.start(h, level), self.means.start(h)
-        counts = [count for count, _ in self.groups]
-        gains_in, gains_out = (gain(level).exp().split(counts, 1) for gain in (self.log_in, self.log_out))
-        n = 0
-        for (_, ways), gain_in, gain_out in zip(self.groups, gains_in, gains_out, strict=True):
-            symbols: list[Tensor] = []
-            values: list[Tensor] = []
-            for place in range(ways):
-                mean = part(self.means.mean(n, features) * gain_out, ways, place)
-                index = part(self.scales.index(n, f, h, level), ways, place)
-                values.append((yield self._law(mean, index)))
-                symbols.append(torch.round((values[-1] - mean).detach()))
-                n += 1
-                if n < len(self.channels):
-                    f = self.scales.extend(n, f, merge(symbols, ways), level)
-                    features = self.means.extend(n, features, merge(values, ways) * gain_in)
+        gain_in, gain_out = self.log_in(level).exp(), self.log_out(level).exp()
+        for n, p in enumerate(self.passes):
+            if p.turn == 0:
+                magnitudes: list[Tensor] = []
+                values: list[Tensor] = []
+            mean = part(self.means.mean(n, features) * gain_out[:, p.group], p.ways, p.turn)
+            value = yield self._law(mean, self.scales.index(n, f, h, level))
+            if n + 1 < len(self.passes):
+                magnitudes.append(magnitude_code(torch.round((value - mean).detach())))
+                values.append(value[:, : STRONGEST // p.ways])
+                f = self.scales.extend(n + 1, f, merge(magnitudes, p.ways), level)
+                known = merge(values, p.ways) * gain_in[:, p.group][:, :STRONGEST]
+                features = self.means.extend(n + 1, features, known)
 
     def _law(self, mean: Tensor, index: Tensor) -> GaussianCells:
         return GaussianCells(mean, index, self.tables, self.dead_zones)

@@ -20,8 +20,9 @@ from bayesq.networks.integer import (
     exact_arithmetic,
     integer_convolution,
 )
+from bayesq.networks.passes import passes_over
 from bayesq.networks.rate import LEVELS
-from bayesq.networks.scale import MAGNITUDES, Pass, ScaleNetwork, magnitude_code
+from bayesq.networks.scale import ScaleNetwork, magnitude_code
 
 LOW, HIGH = -(2**31), 2**31
 
@@ -219,19 +220,20 @@ def test_multipliers_are_checked(multiplier):
 def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ScaleNetwork(4, [Pass(6, 6), Pass(6, 6), Pass(6, 2)], 16)
+        network = ScaleNetwork(4, [*passes_over(slice(0, 8), 4), *passes_over(slice(8, 12), 2)], 16)
         for layer in network.modules():
             if isinstance(layer, TrainableIntegerConv):
                 torch.nn.init.normal_(layer.bias.anchors, std=0.3)
     generator = torch.Generator().manual_seed(0)
     h = torch.randint(-99, 100, (2, 4, 3, 2), generator=generator).float()
-    symbols, level = torch.randint(-9999, 9999, (2, 6, 6, 4), generator=generator), torch.tensor([0, 255])
+    magnitudes = magnitude_code(torch.randint(-9999, 9999, (2, 8, 6, 4), generator=generator))
+    level = torch.tensor([0, 255])
 
     def indexes():
         f, direct = network.start(h, level)
         found = [network.index(0, f, direct, level)]
-        for n in (1, 2):
-            f = network.extend(n, f, symbols, level)
+        for n in range(1, 6):
+            f = network.extend(n, f, magnitudes if n < 5 else magnitudes[:, :4], level)
             found.append(network.index(n, f, direct, level))
         return torch.cat(found, 1)
 
@@ -244,8 +246,9 @@ def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
 
 
 def test_magnitudes_are_integer_logarithms():
-    assert torch.equal(MAGNITUDES, MAGNITUDES.round()) and (MAGNITUDES.diff() >= 0).all()
-    exact = 32 * torch.log2(1 + torch.arange(256.0))
-    assert (MAGNITUDES - exact).abs().max() < 4
+    codes = magnitude_code(torch.arange(256))
+    assert torch.equal(codes, codes.round()) and (codes.diff() >= 0).all()
+    exponents = [(k + 1).bit_length() - 1 for k in range(256)]
+    assert codes.tolist() == [min(255, 32 * e + (32 * (k + 1 - (1 << e)) >> e)) for k, e in enumerate(exponents)]
     symbols = torch.tensor([0, 1, -1, 3, -(2**31) + 1, 2**31 - 1], dtype=torch.int32)
     assert magnitude_code(symbols).tolist() == [0, 32, 32, 64, 255, 255]

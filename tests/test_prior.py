@@ -7,7 +7,7 @@ import torch
 from test_interop_compressai import CODABLE, CONTEXT, build
 
 from bayesq.codec import Codec
-from bayesq.hyperprior import merge, split
+from bayesq.networks.passes import merge, part
 from bayesq.prior import decode, drive, encode, information, log_density, quantize, relax, sample
 
 SIZE = 64, 128
@@ -168,6 +168,10 @@ def test_pictures_of_a_batch_do_not_mix(case):
     pair = [torch.cat([value, value + 1]) for value in values]
     alone = [log_density(case.walk(), [value[n : n + 1] for value in pair]) for n in range(2)]
     assert torch.allclose(log_density(case.walk(2), pair), torch.cat(alone), rtol=1e-4)
+
+
+def split(z, ways):
+    return [part(z, ways, turn) for turn in range(ways)]
 
 
 @pytest.mark.parametrize("ways", [2, 4])

@@ -33,6 +33,7 @@ INPUT_MAX = 255
 ACCUMULATOR_MAX = 2**24
 MULTIPLIER_MAX = 2**27
 BIAS_MAX = 2**31 - 1
+EVERY = slice(None)
 
 
 class _FullPrecision:
@@ -79,29 +80,29 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
         ``(B, O, h, w)`` float32 holding integers in [low, high].
     """
     unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
-    scaled_bias, scaled_multiplier = (bias + 2 ** (SHIFT - 1)) * unit, multiplier.view(1, -1, 1, 1) * unit
-    real = torch.addcmul(scaled_bias, _correlation(x, weight).double(), scaled_multiplier)
+    scaled_bias, scaled_multiplier = (bias.movedim(1, -1) + 2 ** (SHIFT - 1)) * unit, multiplier * unit
+    real = torch.addcmul(scaled_bias, _correlation(x.movedim(1, -1), weight).double(), scaled_multiplier)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
-    return Clamp.apply(rounded, low, high).float()
+    return Clamp.apply(rounded, low, high).float().movedim(-1, 1)
 
 
 def _correlation(x: Tensor, weight: Tensor) -> Tensor:
-    """w ∗ x, as the sum of a matrix product for each element of the kernel.
+    """w ∗ x for x ``(B, h, w, I)``, as the sum of a matrix product for each element of the kernel.
 
     Seen as a row of pixels, the picture under an element of the kernel is the padded picture from some pixel on; what
     comes out beyond the right border is cut off.
     """
-    height, width = x.shape[-2:]
+    height, width = x.shape[1:3]
     size = weight.shape[-1]
     if size == 1:
-        return (weight[:, :, 0, 0] @ x.flatten(2)).unflatten(2, (height, width))
+        return F.linear(x, weight[:, :, 0, 0])
     reach, span = size // 2, width + size - 1
-    pixels = F.pad(F.pad(x, (reach, reach, reach, reach)).flatten(2), (0, size - 1))
-    total = x.new_zeros(len(x), len(weight), height * span)
-    for n, element in enumerate(weight.permute(2, 3, 0, 1).flatten(0, 1).contiguous().unbind()):
+    pixels = F.pad(x, (0, 0, reach, reach, reach, reach + 1)).flatten(1, 2)
+    total = x.new_zeros(len(x), height * span, len(weight))
+    for n, element in enumerate(weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous().unbind()):
         start = n // size * span + n % size
-        total.baddbmm_(element.expand(len(x), -1, -1), pixels[..., start : start + height * span])
-    return total.unflatten(2, (height, span))[..., :width]
+        total.baddbmm_(pixels[:, start : start + height * span], element.expand(len(x), -1, -1))
+    return total.unflatten(1, (height, span))[:, :, :width]
 
 
 def _check_bound(weight: Tensor) -> None:
@@ -125,9 +126,11 @@ class IntegerConv(nn.Module):
         if int(self.multiplier.min()) < 1 or int(self.multiplier.max()) > MULTIPLIER_MAX:
             raise ModelError("integer layer: a multiplier is out of range")
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        bias = self.bias[level].double()[:, :, None, None]
-        return integer_convolution(x, self.weight.float(), self.multiplier.double(), bias, self.low, self.high)
+    def forward(self, x: Tensor, level: Tensor, channels: slice = EVERY) -> Tensor:
+        """Of all output channels or of some."""
+        weight, multiplier = self.weight[channels].float(), self.multiplier[channels].double()
+        bias = self.bias[level, channels].double()[:, :, None, None]
+        return integer_convolution(x, weight, multiplier, bias, self.low, self.high)
 
 
 class TrainableIntegerConv(nn.Module):
@@ -170,9 +173,10 @@ class TrainableIntegerConv(nn.Module):
         real = self.bias(level).double() * (self.bias_unit * 2**SHIFT)
         return StraightThrough.apply(torch.round(real.detach()).clamp(-BIAS_MAX, BIAS_MAX), real)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        weight, multiplier = self._integers()
-        return integer_convolution(x, weight, multiplier, self._integer_bias(level), self.low, self.high)
+    def forward(self, x: Tensor, level: Tensor, channels: slice = EVERY) -> Tensor:
+        """Of all output channels or of some."""
+        (weight, multiplier), bias = self._integers(), self._integer_bias(level)[:, channels]
+        return integer_convolution(x, weight[channels], multiplier[channels], bias, self.low, self.high)
 
     def blank(self) -> IntegerConv:
         """An exported layer of the same shape, for other integers."""

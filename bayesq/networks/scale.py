@@ -10,7 +10,6 @@ sees what those before it decoded: features f that start from h take in the newe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,43 +17,22 @@ from torch import Tensor, nn
 
 from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import IntegerConv, TrainableIntegerConv
+from bayesq.networks.passes import Pass, Places, weave
 from bayesq.networks.transforms import leaky_relu
 
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
 STRONGEST = 128
-
-
-def _magnitude(k: int) -> int:
-    exponent = (k + 1).bit_length() - 1
-    return min(255, 32 * exponent + (32 * (k + 1 - (1 << exponent)) >> exponent))
-
-
-MAGNITUDES = torch.tensor([_magnitude(k) for k in range(256)], dtype=torch.float32)
+"""Channels of a group, at most, that means are foretold from; a multiple of 4."""
 
 
 def magnitude_code(symbols: Tensor) -> Tensor:
-    """Integer logarithm 32·log₂(1 + |k|), linear between powers of two, at most 255; a table, hence exact."""
-    places = symbols.abs().clamp_max(255).int()
-    return MAGNITUDES.to(symbols.device).index_select(0, places.flatten()).view(places.shape)
+    """Integer logarithm 32·log₂(1 + |k|), linear between powers of two and rounded down, at most 255.
 
-
-def double(x: Tensor) -> Tensor:
-    """Each pixel repeated 2×2."""
-    return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What a pass of the walk sees and foretells.
-
-    Attributes:
-        known: Channels of z in which codes are known by then; 0 before the first pass.
-        outputs: Channels of z of which it codes a part.
+    The exponent and the first five digits of the mantissa of the float 1 + |k|, hence exact.
     """
-
-    known: int
-    outputs: int
+    floats = 1 + symbols.abs().clamp_max(255).float()
+    return ((floats.view(torch.int32) >> 18) - (127 << 5)).clamp_max(255).float()
 
 
 class ScaleNetwork(nn.Module):
@@ -72,29 +50,35 @@ class ScaleNetwork(nn.Module):
         self.middle = TrainableIntegerConv(width, width, 3, 0, 255)
         self.expand = TrainableIntegerConv(width, 4 * width, 1, 0, 255)
         context = width // 2
-        self.contexts = nn.ModuleList(TrainableIntegerConv(p.known, context, 3, 0, 255) for p in passes[1:])
+        self.passes = passes
+        self.contexts = nn.ModuleList(TrainableIntegerConv(p.channels, context, 3, 0, 255) for p in passes[:-1])
         self.merges = nn.ModuleList(TrainableIntegerConv(width + context, width, 1, 0, 255) for _ in passes[1:])
         self.heads = nn.ModuleList(
             TrainableIntegerConv(
-                width + hyper, p.outputs, 1, 0, SCALE_COUNT - 1, weight_unit=0.25, bias_unit=INDEX_UNIT, gain=0.1
+                width + hyper, p.channels, 1, 0, SCALE_COUNT - 1, weight_unit=0.25, bias_unit=INDEX_UNIT, gain=0.1
             )
             for p in passes
         )
 
     def start(self, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """From integers h ``(B, N, h/2, w/2)`` to the features f₀ ``(B, width, h, w)`` and 4h at the size of z."""
-        h = HYPER_UNIT * h.clamp(-HYPER_MAX, HYPER_MAX)
+        h = HYPER_UNIT * h.clamp(-HYPER_MAX, HYPER_MAX).contiguous(memory_format=torch.channels_last)
         f = self.expand(self.middle(self.inlet(h, level), level), level)
-        return F.pixel_shuffle(f, 2), double(h)
+        return F.pixel_shuffle(f, 2), F.interpolate(h, scale_factor=2)
 
-    def extend(self, n: int, f: Tensor, symbols: Tensor, level: Tensor) -> Tensor:
-        """fₙ from fₙ₋₁ and the codes that pass n knows ``(B, known, h, w)``, zero where not yet known."""
-        context = self.contexts[n - 1](magnitude_code(symbols.detach()), level)
+    def extend(self, n: int, f: Tensor, magnitudes: Tensor, level: Tensor) -> Tensor:
+        """fₙ from fₙ₋₁ and ``magnitude_code`` of the codes in the group of pass n − 1, zero where not yet known."""
+        context = self.contexts[n - 1](magnitudes, level)
         return self.merges[n - 1](torch.cat([f, context], 1), level)
 
     def index(self, n: int, f: Tensor, h: Tensor, level: Tensor) -> Tensor:
-        """Indexes ``(B, outputs, h, w)`` of pass n from its features and 4h."""
-        return self.heads[n](torch.cat([f, h], 1), level)
+        """Indexes of what pass n holds, ``(B, channels / ways, h, w)``, from its features and 4h."""
+        head, this = self.heads[n], self.passes[n]
+
+        def piece(places: Places, channels: slice) -> Tensor:
+            return head(torch.cat([f[places], h[places]], 1), level, channels)
+
+        return weave(piece, this.ways, this.turn, *f.shape[-2:])
 
     def export(self, convert: Callable[[TrainableIntegerConv], IntegerConv] = TrainableIntegerConv.export) -> None:
         """Replaces every layer by its integers, in place."""
@@ -125,10 +109,10 @@ class MeanNetwork(nn.Module):
         super().__init__()
         self.inlet = nn.Conv2d(hyper, width, 3, padding=1)
         self.expand = nn.Conv2d(width, 4 * width, 1)
-        seen = [min(p.known, STRONGEST) for p in passes[1:]]
+        seen = [min(p.channels, STRONGEST) for p in passes[:-1]]
         self.contexts = nn.ModuleList(nn.Conv2d(known, width, 3, padding=1) for known in seen)
         self.merges = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for _ in seen)
-        self.heads = nn.ModuleList(nn.Conv2d(width, p.outputs, 1) for p in passes)
+        self.heads = nn.ModuleList(nn.Conv2d(width, p.channels, 1) for p in passes)
         for layer in self.heads:
             nn.init.normal_(layer.weight, std=0.1 * width**-0.5)
             nn.init.zeros_(layer.bias)
@@ -139,10 +123,13 @@ class MeanNetwork(nn.Module):
         return leaky_relu(F.pixel_shuffle(self.expand(hidden), 2))
 
     def extend(self, n: int, features: Tensor, known: Tensor) -> Tensor:
-        """Features of pass n from those before and the values it knows, over their gain, zero where not yet known."""
-        context = leaky_relu(self.contexts[n - 1](known[:, :STRONGEST]))
+        """Features of pass n from those before and the first values in the group of pass n − 1.
+
+        The values, of ``STRONGEST`` channels at most, are over their gain, and zero where not yet known.
+        """
+        context = leaky_relu(self.contexts[n - 1](known))
         return leaky_relu(self.merges[n - 1](torch.cat([features, context], 1)))
 
     def mean(self, n: int, features: Tensor) -> Tensor:
-        """Means of pass n over their gain ``(B, outputs, h, w)``."""
+        """Means of the group of pass n over their gain, ``(B, channels, h, w)``."""
         return self.heads[n](features)

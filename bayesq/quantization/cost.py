@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,20 +65,21 @@ def cost_of(layer: nn.Module, positions: float) -> LayerCost:
 
 def layer_costs(codec: Codec) -> dict[str, LayerCost]:
     """Of every convolution of an exported codec, by name."""
-    found: dict[str, LayerCost] = {}
+    kinds = nn.Conv2d | QuantizedConv | IntegerConv
+    layers = {name: layer for name, layer in codec.named_modules() if isinstance(layer, kinds)}
+    positions: Counter[str] = Counter()
 
     def look(name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = cost_of(layer, output[0, 0].numel() / SIDE**2)
+        positions[name] += output[0].numel()  # layers may be called in parts, and for some channels
 
-    kinds = nn.Conv2d | QuantizedConv | IntegerConv
-    hooks = [m.register_forward_hook(partial(look, name)) for name, m in codec.named_modules() if isinstance(m, kinds)]
+    hooks = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
     with torch.no_grad():
         z = codec.analysis(torch.zeros(1, 3, SIDE, SIDE), level := torch.tensor([128]))
         coded = quantize(codec.walk(1, SIDE, SIDE, level), codec.prior.targets(z, level))
         codec.picture(coded.values, SIDE, SIDE, level)
     for hook in hooks:
         hook.remove()
-    return found
+    return {n: cost_of(layers[n], count / len(layers[n].weight) / SIDE**2) for n, count in positions.items()}
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _start_prior(prior: Hyperprior, energies: Tensor, log_scales: Tensor) -> Non
     spread = h.view(ANCHORS, -1, count).square().mean(1).sqrt()
     prior.hyper_index.value.anchors.fill_(float(index_of(torch.tensor(0.2))) / INDEX_UNIT)
     prior.hyper_index.value.anchors[:, :count].copy_(index_of(spread + 0.2) / INDEX_UNIT)
-    for head, channels in zip(prior.scales.heads, prior.channels, strict=True):
+    for head, channels in zip(prior.scales.heads, (p.group for p in prior.passes), strict=True):
         head.weight[:, -prior.hyper :, 0, 0][:, :count] = regression[channels] / (HYPER_UNIT * head.weight_unit)
         start = mean_scale[:, channels] / SCALE_STEP + index_of(torch.ones(()))
         head.bias.anchors.copy_(start / head.bias_unit)
