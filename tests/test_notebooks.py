@@ -16,7 +16,7 @@ def test_notebooks_are_found():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     plots = [cell for cell in notebook.cells if "plot" in cell.source.splitlines()[-1]]
     assert plots
     assert all(any("image/png" in output.get("data", {}) for output in cell.outputs) for cell in plots)
