@@ -87,7 +87,7 @@ def test_map_of_what_the_file_leaves_open(coded, model, tmp_path, capsys):
 def test_info(coded, capsys):
     assert main(["info", str(coded)]) == 0
     line = capsys.readouterr().out
-    assert line.startswith("bayesq v1, 40 x 30 RGB, quality 50, model ")
+    assert line.startswith("bayesq v2, 40 x 30 RGB, quality 50, model ")
     assert line.endswith("checksums ok\n")
 
 

@@ -92,7 +92,7 @@ def test_the_file_tells_the_precision_that_it_is_decoded_in(loaded, base, photo,
     plain = files.encode(photo, base, 60)
     chunks = bitstream.unpack(data).chunks
     assert chunks == ({"PREC": bytes([precision])} if precision else {})
-    assert len(data) - len(plain) == (13 if precision else 0)
+    assert len(data) - len(plain) == (10 if precision else 0)
     expected = files.decode(plain, loaded.at(precision))
     assert files.decode(data, loaded).tobytes() == expected.tobytes()
     assert files.decode(data, base).tobytes() == files.decode(plain, base).tobytes()
