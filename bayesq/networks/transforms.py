@@ -55,6 +55,12 @@ class Stack(nn.Module):
         return x
 
 
+def patches(x: Tensor, factor: int) -> Tensor:
+    """``fold`` for pictures, whose few channels lie one after the other in memory: several times as fast."""
+    squares = x.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).movedim(-1, 1)
+
+
 def fold(x: Tensor, factor: int) -> Tensor:
     """Pixel unshuffle, channels last in memory: ``(B, C, H, W)`` to ``(B, C·f², H/f, W/f)``."""
     return F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
@@ -81,15 +87,20 @@ class Lapping(nn.Module):
         self.kernel = nn.Parameter(torch.zeros(BLOCK // 2, BLOCK // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, C, H, W)``, H and W multiples of 16, to the same shape."""
-        return self._rows(self._rows(x.contiguous()).transpose(-1, -2)).transpose(-1, -2)
+        """Maps ``(B, C, H, W)``, H and W multiples of 16, to the same shape, in the precision of the kernel."""
+        half, (rows, columns) = BLOCK // 2, (side // BLOCK - 1 for side in x.shape[-2:])
+        with torch.autocast(x.device.type, enabled=False):
+            x, matrix = x.to(self.kernel), self._matrix()
+            inner = x[..., half:-half].unflatten(-1, (columns, BLOCK)) @ matrix.T
+            x = torch.cat([x[..., :half], inner.flatten(-2), x[..., -half:]], -1)
+            inner = matrix @ x[..., half:-half, :].unflatten(-2, (rows, BLOCK))
+            return torch.cat([x[..., :half, :], inner.flatten(-3, -2), x[..., -half:, :]], -2)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        half = BLOCK // 2
-        borders = x[..., half:-half].unflatten(-1, (x.shape[-1] // BLOCK - 1, 2, half))
-        difference = (borders[..., 0, :] - borders[..., 1, :].flip(-1)) @ self.kernel.T
-        correction = torch.stack([difference, -difference.flip(-1)], -2).flatten(-3)
-        return x + F.pad(correction, (half, half))
+    def _matrix(self) -> Tensor:
+        """What the eight pixels on either side of a border, 16 in a row, are multiplied by."""
+        unit = torch.eye(BLOCK).to(self.kernel)
+        change = self.kernel @ (unit - unit.flip(0))[: BLOCK // 2]
+        return unit + torch.cat([change, -change.flip(0)])
 
 
 class Analysis(nn.Module):
@@ -115,9 +126,9 @@ class Analysis(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         x = self.lapping(x - 0.5)
-        features = self.fine(self.stem(fold(x, 8)), level)
+        features = self.fine(self.stem(patches(x, 8)), level)
         features = self.coarse(self.down(fold(features, 2)), level)
-        return (self.linear(fold(x, BLOCK)) + self.head(features)) * torch.exp(self.log_gain(level))
+        return (self.linear(patches(x, BLOCK)) + self.head(features)) * torch.exp(self.log_gain(level))
 
 
 class Synthesis(nn.Module):
