@@ -280,11 +280,11 @@ class Ours:
         symbols = []
 
         def answer(part: int, conditional: prior.Conditional) -> Tensor:
-            symbols.append(conditional.quantizer().index(cells[part].value).flatten())
-            return cells[part].value
+            symbols.append(conditional.quantizer().index(values[part]).flatten())
+            return values[part]
 
         with exact_arithmetic(), torch.inference_mode():
-            cells = prior.decode(walk(), data)
+            values = prior.decode(walk(), data)
             prior.drive(walk(), answer)
         return torch.cat(symbols), self.codec.decompress(data, height, width, self.level)
 
