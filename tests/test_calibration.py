@@ -115,7 +115,7 @@ def test_damaged_files_are_refused(text, tmp_path):
 
 
 def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys.modules["bayesq.restore"], "restore", partial(restore, steps=3, grids=1))
+    monkeypatch.setattr(sys.modules["bayesq.restore"], "restore", partial(restore, grids=1))
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(Path(small_codec_path).read_bytes())
     options = ["--limit", "1", "--crop", "32", "--samples", "4", "--steps", "2", "--motion", "motion:3,20"]
