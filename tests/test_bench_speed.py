@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,16 +34,22 @@ def test_stages_are_timed_one_by_one(tiny_codec):
 
 
 def test_the_command(small_codec_path, folder, capsys):
-    options = ["-m", small_codec_path, "--repeats", "1", "--cpu", "--quiet"]
+    other = folder / "other" / "weights.safetensors"
+    other.parent.mkdir()
+    other.write_bytes(Path(small_codec_path).read_bytes())
+    options = ["-m", f"{small_codec_path},{other}", "--repeats", "1", "--cpu", "--quiet"]
     assert main(["bench", "speed", str(folder), *options, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert [it["name"] for it in report["timings"]][1:] == ["mbt2018-mean", "jpeg", "webp", "avif"]
+    names = [it["name"] for it in report["timings"]]
+    assert names[1:] == ["bayesq-other", "mbt2018-mean", "jpeg", "webp", "avif"]
     assert all(it["encode"] > 0 and it["decode"] > 0 and it["bits_per_pixel"] > 0 for it in report["timings"])
-    ours, spent = report["timings"][0], report["stages"]
-    assert spent.keys() == set(speed.STAGES)
-    assert report["runtime"] == "torch" and 0 < spent["g_s"] < 10 * ours["decode"]
+    assert report["runtimes"] == dict.fromkeys(names[:2], "torch") and [*report["stages"]] == names[:2]
+    for ours, spent in zip(report["timings"], report["stages"].values(), strict=False):
+        assert [*spent] == speed.STAGES and 0 < spent["g_s"] < 10 * ours["decode"]
     report = speed.Report(**report | {"timings": [speed.Timing(**it) for it in report["timings"]]})
-    assert "mbt2018-mean" in report.text() and "1.00" in report.text()
+    assert "encode: mbt2018-mean = 1" in report.text() and "1.00" in report.text()
+    assert main(["bench", "speed", str(folder), *options, "--sizes", "0.03"]) == 1
+    assert capsys.readouterr().err == "bayesq: error: --sizes takes one model\n"
 
 
 def test_a_photograph_is_repeated_without_edges(folder, tmp_path):

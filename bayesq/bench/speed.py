@@ -93,23 +93,23 @@ class Timing:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured; the first timing is that of bayesq, the second that of CompressAI.
+    """What was measured.
 
     Attributes:
-        runtime: What ran bayesq's transforms.
         threads: Of torch.
-        timings: The formats.
-        stages: Seconds per megapixel of the parts of bayesq's coding, by name.
+        runtimes: What ran the transforms of bayesq's models, by the names of their timings.
+        timings: The formats, bayesq's first.
+        stages: Seconds per megapixel of the parts of bayesq's coding, by name of the timing, then of the part.
     """
 
-    runtime: str
     threads: int
+    runtimes: dict[str, str]
     timings: list[Timing]
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def text(self) -> str:
         """Markdown tables."""
-        reference = self.timings[1]
+        reference = self.timings[len(self.runtimes)]
         rows = [
             [
                 it.name,
@@ -122,18 +122,19 @@ class Report:
             for it in self.timings
         ]
         head = ["", "bpp", "encode s/MP", "decode s/MP", f"encode: {reference.name} = 1", "decode"]
-        stages = [[name, f"{seconds:.3f}"] for name, seconds in self.stages.items()]
+        stages = [[part, *(f"{parts[part]:.3f}" for parts in self.stages.values())] for part in STAGES]
+        runtimes = ", ".join(f"{name} by {runtime}" for name, runtime in self.runtimes.items())
         return "\n\n".join(
             [
-                f"{self.threads} threads, g_a and g_s by {self.runtime}; the higher the ratio, the faster.",
+                f"{self.threads} threads, g_a and g_s of {runtimes}; the higher the ratio, the faster.",
                 table(head, rows),
-                table(["stages of bayesq", "s/MP"], stages),
+                table(["stages, s/MP", *self.stages], stages),
             ]
         )
 
 
 def run(
-    codec: Codec,
+    codecs: Sequence[Codec],
     paths: Sequence[Path],
     quality: float = 50,
     repeats: int = 5,
@@ -143,7 +144,7 @@ def run(
     """Times all formats in turn, several times over, so that what else the machine does meets all alike.
 
     Args:
-        codec: bayesq's.
+        codecs: bayesq's, one or more.
         paths: Picture files, read as RGB.
         quality: 0 to 100, of every format that has one.
         repeats: Of everything; a first round is not counted.
@@ -151,7 +152,8 @@ def run(
         progress: Wraps the numbers of the rounds.
     """
     images = [_rgb(path) for path in paths]
-    forms: list[Format] = [Bayesq(codec), *(rival() for rival in RIVALS)]
+    ours = [Bayesq(codec) for codec in codecs]
+    forms: list[Format] = [*ours, *(rival() for rival in RIVALS)]
     times: dict[tuple[str, str, int], list[float]] = {}
     sizes: dict[tuple[str, int], int] = {}
     for number in progress(range(repeats + 1)):
@@ -162,8 +164,9 @@ def run(
                 with _timed(times, (form.name, "decode", at), clock):
                     form.decode(data).load()
                 sizes[form.name, at] = len(data)
-            for stage, seconds in stages(codec, to_tensor(image), level_of(quality), clock).items():
-                times.setdefault((forms[0].name, stage, at), []).append(seconds)
+            for own in ours:
+                for stage, seconds in stages(own.codec, to_tensor(image), level_of(quality), clock).items():
+                    times.setdefault((own.name, stage, at), []).append(seconds)
         if not number:
             times.clear()
 
@@ -188,8 +191,8 @@ def run(
         )
         for form in forms
     ]
-    parts = {stage: per_megapixel(forms[0].name, stage) for stage in STAGES}
-    return Report(codec.runtime.name, torch.get_num_threads(), timings, parts)
+    parts = {own.name: {stage: per_megapixel(own.name, stage) for stage in STAGES} for own in ours}
+    return Report(torch.get_num_threads(), {own.name: own.codec.runtime.name for own in ours}, timings, parts)
 
 
 @torch.inference_mode()

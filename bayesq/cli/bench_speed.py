@@ -16,7 +16,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("folder", metavar="DIR", nargs="?", help="a folder of pictures (default: the sample pictures)")
     parser.add_argument("-q", "--quality", type=common.quality, default=50, metavar="0..100", help="default: 50")
-    parser.add_argument("-m", "--model", default="base", help="default: %(default)s")
+    parser.add_argument(
+        "-m",
+        "--model",
+        default="base",
+        metavar="MODEL[,MODEL]",
+        help="names of `bayesq models`, or .safetensors files (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=common.positive, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--sizes",
@@ -45,20 +51,24 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import bench, zoo
     from bayesq.bench import sizes, speed
+    from bayesq.errors import BayesqError
     from bayesq.resources import data_dir
 
     common.use_runtime(args)
     pictures = bench.pictures(args.folder or data_dir(), args.limit)
     progress = partial(tqdm, leave=False, disable=True if args.quiet else None)
     report: sizes.Report | speed.Report
+    models = args.model.split(",")
     if args.sizes:
+        if len(models) > 1:
+            raise BayesqError("--sizes takes one model")
         setting = sizes.Setting(args.model, args.quality, args.repeats, args.threads, args.cpu)
         report = sizes.run(pictures[0], args.sizes, setting, progress)
     else:
         if args.threads:
             torch.set_num_threads(args.threads)
         clock = time.process_time if args.cpu else time.perf_counter
-        report = speed.run(zoo.load(args.model), pictures, args.quality, args.repeats, clock, progress)
+        report = speed.run(list(map(zoo.load, models)), pictures, args.quality, args.repeats, clock, progress)
     if args.json:
         common.print_json(asdict(report))
     else:
