@@ -16,7 +16,8 @@ SIZES = [(32, 40), (37, 29)]
 OPERATORS = {
     "denoise": lambda size: operators.denoise(size, 0.1),
     "blur": lambda size: operators.blur("gaussian:1", size, 0.1),
-    "blur by FFT": lambda size: operators.blur("motion:13,30", size, 0.1),
+    "blur by a large kernel": lambda size: operators.blur("motion:13,30", size, 0.1),
+    "blur along rows": lambda size: operators.blur(np.ones((1, 5)), size, 0.1),
     "blur by one tap": lambda size: operators.blur([[1.0]], size, 0.1),
     "blur by even kernel": lambda size: operators.blur(np.arange(1.0, 9).reshape(2, 4), size, 0.1),
     "downsample 1": lambda size: operators.downsample(1, size, 0.1),
@@ -119,6 +120,14 @@ def test_blur_convolves_and_does_not_correlate():
     x[..., 4, 4] = 45
     y = operators.blur(kernel, (9, 9), 0).A(x)
     torch.testing.assert_close(y[0, 1, 3:6, 3:6], torch.from_numpy(kernel).float())
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (13, 7), (2, 4), (4, 5)])
+def test_blur_is_that_of_deepinv(kernel):
+    taps, noise, x = torch.rand(1, 1, *kernel, generator=generator()), GaussianNoise(0.1), smooth_picture(37, 29)
+    ours, theirs = operators.EdgeBlur(taps, noise), Blur(taps, padding="replicate", noise_model=noise)
+    torch.testing.assert_close(ours.A(x), theirs.A(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.A_adjoint(x), theirs.A_adjoint(x), rtol=1e-5, atol=1e-5)
 
 
 def test_start_for_a_valid_blur_extends_the_measurement():

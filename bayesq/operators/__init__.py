@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from deepinv.physics import (
-    Blur,
     Decolorize,
     Demosaicing,
     Denoising,
@@ -29,7 +28,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bayesq.errors import OperatorError
-from bayesq.operators.classes import BicubicDownsampling, Rounding
+from bayesq.operators.classes import BicubicDownsampling, EdgeBlur, Rounding
 from bayesq.operators.jpeg import JPEG, open_jpeg
 from bayesq.operators.parse import Size, by, parse_kernel, parse_mask, parse_noise, random_mask
 from bayesq.operators.start import fill_holes, initial_image, sharpen
@@ -38,6 +37,7 @@ __all__ = [
     "JPEG",
     "TASKS",
     "BicubicDownsampling",
+    "EdgeBlur",
     "Rounding",
     "Size",
     "blur",
@@ -83,9 +83,7 @@ def blur(kernel: str | Path | ArrayLike | Tensor, size: Size, sigma: float | str
     taps = parse_kernel(kernel)
     if taps.shape[-2] > size[0] or taps.shape[-1] > size[1]:
         raise OperatorError(f"the {by(taps.shape[-2:])} kernel is larger than the {by(size)} picture")
-    fast_by_fft = taps.shape[-2] * taps.shape[-1] > 100
-    padding = "valid" if taps.numel() == 1 else "replicate"
-    return Blur(taps, padding=padding, use_fft=fast_by_fft, noise_model=GaussianNoise(parse_noise(sigma)))
+    return EdgeBlur(taps, GaussianNoise(parse_noise(sigma)))
 
 
 def downsample(factor: int, size: Size, sigma: float | str) -> LinearPhysics:

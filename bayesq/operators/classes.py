@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from deepinv.physics import LinearPhysics, NoiseModel
+from deepinv.physics import Blur, LinearPhysics, NoiseModel
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 from bayesq.likelihoods.base import parameter
@@ -37,6 +40,59 @@ class BicubicDownsampling(LinearPhysics):
     def A(self, x: Tensor, **_: object) -> Tensor:
         """Reduces (B, 3, H, W) to (B, 3, H // factor, W // factor)."""
         return F.interpolate(x, scale_factor=1 / self.factor, mode="bicubic", antialias=True)
+
+
+class EdgeBlur(Blur):
+    """Convolution with a kernel, the picture's edge pixels repeated beyond its borders; y has the picture's size.
+
+    deepinv's ``Blur`` with ``padding="replicate"``, three to five times as fast: transforms have lengths that suit
+    them, not, say, 491, which is prime.
+
+    Args:
+        filter: the kernel, (1, 1, h, w).
+        noise_model: a deepinv noise model.
+    """
+
+    def __init__(self, filter: Tensor, noise_model: torch.nn.Module):
+        super().__init__(filter, padding="replicate", noise_model=noise_model)
+
+    def A(self, x: Tensor, filter: Tensor | None = None, **kwargs: object) -> Tensor:
+        """Convolves (B, C, H, W); another kernel given here is kept."""
+        self.update_parameters(filter=filter, **kwargs)
+        (height, width), (rows, columns) = x.shape[-2:], self._margins
+        padded = F.pad(x, (columns, columns, rows, rows), mode="replicate")
+        lengths, spectrum = self._spectrum(padded.shape[-2:])
+        full = torch.fft.irfft2(torch.fft.rfft2(padded, lengths) * spectrum, lengths)
+        return full[..., 2 * rows : 2 * rows + height, 2 * columns : 2 * columns + width].contiguous()
+
+    def A_adjoint(self, y: Tensor, filter: Tensor | None = None, **kwargs: object) -> Tensor:
+        """The transpose: what came from beyond a border adds to the border."""
+        self.update_parameters(filter=filter, **kwargs)
+        (height, width), (rows, columns) = y.shape[-2:], self._margins
+        lengths, spectrum = self._spectrum((height + 2 * rows, width + 2 * columns))
+        full = F.pad(y, (2 * columns, lengths[1] - width - 2 * columns, 2 * rows, lengths[0] - height - 2 * rows))
+        padded = torch.fft.irfft2(torch.fft.rfft2(full) * spectrum.conj(), lengths)
+        padded = _fold(padded[..., : width + 2 * columns], columns)
+        return _fold(padded[..., : height + 2 * rows, :].mT, rows).mT.contiguous()
+
+    @property
+    def _margins(self) -> tuple[int, int]:
+        return self.filter.shape[-2] // 2, self.filter.shape[-1] // 2
+
+    def _spectrum(self, size: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Lengths of transforms for padded pictures of a size, and the kernel's transform."""
+        lengths = [next_fast_len(side) for side in size]
+        return lengths, torch.fft.rfft2(self.filter, lengths)
+
+
+def _fold(x: Tensor, margin: int) -> Tensor:
+    """The transpose of repeating the first and the last column ``margin`` times."""
+    if not margin:
+        return x
+    inner = x[..., margin:-margin].clone()
+    inner[..., 0] += x[..., :margin].sum(-1)
+    inner[..., -1] += x[..., -margin:].sum(-1)
+    return inner
 
 
 class Rounding(NoiseModel):
