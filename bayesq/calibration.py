@@ -1,14 +1,15 @@
 """Recalibration: samples of the posterior spread so that their intervals hold what they say.
 
-A variational posterior is too narrow, and the more so where pictures have edges. What is missing is measured on
-validation pictures: deviations of the samples from their mean are multiplied by
+A variational posterior is too narrow, and the more so where pictures are rich in detail. What is missing is measured on
+known pictures: deviations of the samples from their mean are multiplied by
 
-    scale · ((a + ε) / 0.05)^power,
+    scale · ((d + ε) / 0.02)^power,
 
-a being the local activity of the mean (its standard deviation in a Gaussian window). The power is one number for the
-model, chosen by the continuous ranked probability score; the scale is one for each problem fitted, so that the 90 %
-interval covers 90 %. Problems in between take the scales of those most like them. The result is a small JSON file
-beside the model's weights, and is used for that model alone.
+d being the finest detail of the mean nearby (``finest_detail``): how grainy a picture is at its limit of resolution
+tells, better than its contrast, what else there was beyond. Scale and power are those of the problem: the power is the
+best by the continuous ranked probability score, and with it the scale lets the 90 % interval cover 90 %. Problems in
+between take those of the problems most like them. The result is a small JSON file beside the model's weights, and is
+used for that model alone.
 
 What a lossy file leaves open (``bayesq.files.deviation``) is recalibrated by one factor for each quality.
 """
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
 FILE = "calibration.json"
 LEVEL = 0.9
 FILE_LEVELS = (0, 64, 128, 192, 255)
-POWERS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8)
-WINDOW = 1.5
-FAINT = 0.01
-NEARNESS = 0.4
+POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+WINDOW = 7
+FAINT = 0.001
+TYPICAL = 0.02
+NEARNESS = 0.25
 BORDER = 5
 FAMILIES: dict[str, tuple[type[Physics], ...]] = {
     "denoise": (Denoising,),
@@ -94,31 +96,33 @@ class Calibration:
 
     Attributes:
         model: Hexadecimal id of the model that this is for.
-        power: Of the local activity.
         problems: Those that were fitted.
         scales: One for each.
+        powers: Of the finest detail, one for each.
         file_scales: Factors for the deviations of lossy files, one for each of ``FILE_LEVELS``; linear in between.
     """
 
     model: str
-    power: float
     problems: tuple[Problem, ...]
     scales: tuple[float, ...]
+    powers: tuple[float, ...]
     file_scales: tuple[float, ...] = (1.0,) * len(FILE_LEVELS)
 
     def file_scale(self, level: int) -> float:
         """The factor for the deviations of files of a quality level."""
         return float(np.interp(level, FILE_LEVELS, self.file_scales))
 
-    def scale(self, problem: Problem) -> float:
-        """The scales of the most similar problems, averaged on a logarithmic scale."""
+    def rule(self, problem: Problem) -> tuple[float, float]:
+        """Scale and power for a problem: those of the most similar ones, averaged; the scale, its logarithm."""
         nearness = torch.tensor([-problem.distance(other) / (2 * NEARNESS**2) for other in self.problems]).softmax(0)
-        return math.exp(float(nearness @ torch.tensor(self.scales).log()))
+        scale = math.exp(float(nearness @ torch.tensor(self.scales).log()))
+        return scale, float(nearness @ torch.tensor(self.powers))
 
     def correct(self, restoration: Restoration, physics: Physics) -> Restoration:
         """The same restoration with samples and deviations that are as wide as errors are; its mean is kept."""
         size = (restoration.mean.shape[-2], restoration.mean.shape[-1])
-        factor = self.scale(Problem.of(physics, size)) * _shape(restoration.mean, self.power)
+        scale, power = self.rule(Problem.of(physics, size))
+        factor = scale * _shape(restoration.mean, power)
         samples = _spread(restoration.samples, restoration.mean, factor)
         return replace(restoration, samples=samples, std=restoration.std * factor)
 
@@ -133,13 +137,16 @@ class Calibration:
             values = json.loads(path.read_text(encoding="utf-8"))
             problems = tuple(Problem(**problem) for problem in values.pop("problems"))
             result = cls(**values, problems=problems)
-            sound = len(problems) == len(result.scales) > 0 and len(result.file_scales) == len(FILE_LEVELS)
+            sound = len(problems) == len(result.scales) == len(result.powers) > 0
+            sound = sound and len(result.file_scales) == len(FILE_LEVELS)
             sound = sound and all(0 < scale < 100 for scale in (*result.scales, *result.file_scales))
+            sound = sound and all(0 <= power <= 2 for power in result.powers)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(f"{path}: not a readable calibration ({error})") from error
         if not sound:
             raise ModelError(f"{path}: not a calibration: scales and problems do not fit")
-        return replace(result, scales=tuple(result.scales), file_scales=tuple(result.file_scales))
+        lists = {name: tuple(getattr(result, name)) for name in ("scales", "powers", "file_scales")}
+        return replace(result, **lists)
 
 
 class Loaded(Protocol):
@@ -178,6 +185,11 @@ class Trial:
     restoration: Restoration
     physics: Physics
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.truth.shape[-2], self.truth.shape[-1]
+
     def coverage(self, calibration: Calibration | None = None) -> float:
         """The share of true values within the 90 % interval."""
         restored = calibration.correct(self.restoration, self.physics) if calibration else self.restoration
@@ -191,18 +203,28 @@ class Trial:
         return metrics.crop_border(samples, BORDER), metrics.crop_border(self.truth, BORDER)
 
 
-def fit(model: str, trials: Sequence[Trial]) -> Calibration:
-    """Fits power and scales to trials.
+def fit(model: str, problems: Sequence[Sequence[Trial]]) -> Calibration:
+    """Fits scale and power for each problem.
 
-    A power above 0 is taken only if it lowers the score of the same scale everywhere, by 1 % on average.
+    Args:
+        model: Hexadecimal id of the model.
+        problems: For each, restorations by one operator, one trial for each kind of pictures. Intervals are made wide
+            enough for the kind that needs the widest. A power above 0 is taken only if it lowers the score by 1 %.
     """
-    scales = {power: [_scale(trial, power) for trial in trials] for power in POWERS}
-    scores = {power: _score(trials, power, scales[power]) for power in POWERS}
-    best = min(POWERS, key=scores.__getitem__)
-    best = best if scores[best] < scores[0.0] + math.log(0.99) else 0.0
-    sizes = [(trial.truth.shape[-2], trial.truth.shape[-1]) for trial in trials]
-    problems = tuple(Problem.of(trial.physics, size) for trial, size in zip(trials, sizes, strict=True))
-    return Calibration(model, best, problems, tuple(round(scale, 4) for scale in scales[best]))
+    scales, powers = zip(*map(_rule, problems), strict=True)
+    posed = tuple(Problem.of(kinds[0].physics, kinds[0].size) for kinds in problems)
+    return Calibration(model, posed, scales, powers)
+
+
+def _rule(kinds: Sequence[Trial]) -> tuple[float, float]:
+    """Scale and power of least score among those that cover 90 %."""
+    best, least = (0.0, 0.0), math.inf
+    for power in POWERS:
+        scale = max(_scale(trial, power) for trial in kinds)
+        score = sum(float(metrics.crps(*trial.spread(power, scale)).mean().log()) for trial in kinds) / len(kinds)
+        if score < least + (math.log(0.99) if best[1] == 0 < power else 0):
+            best, least = (round(scale, 4), power), score
+    return best
 
 
 def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator: torch.Generator) -> tuple[float, ...]:
@@ -239,32 +261,21 @@ def _scale(trial: Trial, power: float) -> float:
     return math.exp((low + high) / 2)
 
 
-def _score(trials: Sequence[Trial], power: float, scales: Sequence[float]) -> float:
-    """The mean over problems of the logarithm of the mean score."""
-    logs = [
-        float(metrics.crps(*trial.spread(power, scale)).mean().log())
-        for trial, scale in zip(trials, scales, strict=True)
-    ]
-    return sum(logs) / len(logs)
-
-
 def _spread(samples: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return (mean + factor * (samples - mean)).clamp(0, 1)
 
 
 def _shape(mean: Tensor, power: float) -> Tensor:
-    return ((activity(mean) + FAINT) / 0.05) ** power
+    return ((finest_detail(mean) + FAINT) / TYPICAL) ** power
 
 
-def activity(x: Tensor) -> Tensor:
-    """Computes the standard deviation of pictures (B, 3, H, W) in a Gaussian window, channels pooled: (B, 1, H, W)."""
-    t = torch.arange(-5, 6)
-    taps = torch.exp(-t.square() / (2 * WINDOW**2))
-    taps = (taps / taps.sum()).view(1, 1, 1, -1).to(x)
+def finest_detail(x: Tensor) -> Tensor:
+    """Strength of the finest detail of pictures (B, 3, H, W) at each pixel: (B, 1, H, W), image units.
 
-    def blur(v: Tensor) -> Tensor:
-        v = F.pad(v.flatten(0, 1)[:, None], (5, 5, 5, 5), mode="replicate")
-        return F.conv2d(F.conv2d(v, taps), taps.mT).view_as(x)
-
-    variance = blur(x.square()) - blur(x).square()
-    return variance.mean(1, keepdim=True).clamp_min(0).sqrt()
+    The root mean square, over 7 × 7 pixels and all channels, of what a binomial filter of 3 × 3 takes away.
+    """
+    taps = torch.tensor([0.25, 0.5, 0.25]).to(x).view(1, 1, 1, 3)
+    alone = x.flatten(0, 1)[:, None]
+    smooth = F.conv2d(F.conv2d(F.pad(alone, (1, 1, 1, 1), mode="replicate"), taps), taps.mT)
+    energy = (alone - smooth).square().view_as(x).mean(1, keepdim=True)
+    return F.avg_pool2d(F.pad(energy, (WINDOW // 2,) * 4, mode="replicate"), WINDOW, 1).sqrt()

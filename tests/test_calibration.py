@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from bayesq import calibration, files, metrics, operators
-from bayesq.calibration import Calibration, Problem, Trial, activity, fit, of_model
+from bayesq.calibration import Calibration, Problem, Trial, finest_detail, fit, of_model
 from bayesq.cli import main
 from bayesq.codec import Codec
 from bayesq.errors import ModelError
@@ -21,13 +22,12 @@ SIZE = (48, 48)
 
 
 def trial(generator, narrow, power, physics=None):
-    """Restorations whose errors grow with the activity of the mean, and whose samples are narrow and do not know."""
+    """Restorations whose errors grow with the detail of the mean, and whose samples are narrow and do not know."""
     texture = torch.linspace(0, 0.2, SIZE[1]) * torch.randn(4, 3, *SIZE, generator=generator)
-    mean = (0.5 + texture).clamp(0.2, 0.8)
-    law = 0.02 * ((activity(mean) + calibration.FAINT) / 0.05) ** power
-    draws = law / narrow * torch.randn(24, *mean.shape, generator=generator)
-    if power:
-        draws = draws / ((activity(mean) + calibration.FAINT) / 0.05) ** power
+    mean = (0.5 + texture).clamp(0.35, 0.65)
+    shape = ((finest_detail(mean) + calibration.FAINT) / calibration.TYPICAL) ** power
+    law = 0.02 * shape
+    draws = 0.02 / narrow * torch.randn(24, *mean.shape, generator=generator)
     truth = mean + law * torch.randn(mean.shape, generator=generator)
     samples = mean + draws - draws.mean(0)
     result = Restoration(mean, samples.std(0), samples, [], (), 50.0, 0.0)
@@ -39,12 +39,12 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.7])
+@pytest.mark.parametrize("power", [0.0, 0.6])
 def test_what_was_wrong_is_found_and_made_good(power, generator):
     trials = [trial(generator, narrow, power) for narrow in (1.5, 3.0)]
     trials[1] = Trial(trials[1].truth, trials[1].restoration, operators.blur("gaussian:2", SIZE, 0.01))
-    found = fit("00", trials)
-    assert found.power == pytest.approx(power, abs=0.11)
+    found = fit("00", [[one] for one in trials])
+    assert found.powers == (power, power)
     assert found.scales == pytest.approx((1.5, 3.0), rel=0.1)
     for fresh in (trial(generator, 1.5, power), trial(generator, 3.0, power, trials[1].physics)):
         before, after = fresh.restoration, found.correct(fresh.restoration, fresh.physics)
@@ -58,14 +58,32 @@ def test_what_was_wrong_is_found_and_made_good(power, generator):
         torch.testing.assert_close(after.samples.std(0), after.std, rtol=1e-3, atol=1e-4)
 
 
+def test_intervals_are_wide_enough_for_every_kind_of_pictures(generator):
+    kinds = [trial(generator, narrow, 0.0) for narrow in (1.5, 3.0)]
+    found = fit("00", [kinds])
+    assert found.scales == pytest.approx((3.0,), rel=0.1)
+    assert kinds[0].coverage(found) > 0.99 and kinds[1].coverage(found) == pytest.approx(0.9, abs=0.01)
+
+
+def test_finest_detail_is_what_a_small_filter_takes_away(generator):
+    noise = torch.randn(2, 3, 96, 96, generator=generator) * torch.tensor([0.01, 0.1]).view(2, 1, 1, 1)
+    found = finest_detail(noise)
+    assert found.shape == (2, 1, 96, 96)
+    share = math.sqrt(1 - 2 / 4 + (3 / 8) ** 2)
+    torch.testing.assert_close(found.mean((1, 2, 3)), share * torch.tensor([0.01, 0.1]), rtol=0.03, atol=0)
+    ramp = torch.linspace(0, 1, 96).expand(1, 3, 96, 96)
+    assert finest_detail(ramp)[..., 8:-8, 8:-8].max() < 1e-4
+
+
 def test_problems_in_between_are_treated_so():
     problems = [Problem.of(operators.denoise(SIZE, sigma), SIZE) for sigma in (0.05, 0.2)]
-    found = Calibration("00", 0.0, tuple(problems), (1.0, 2.0))
-    assert found.scale(problems[0]) < 1.05 and found.scale(problems[1]) > 1.9
-    middle = found.scale(Problem.of(operators.denoise(SIZE, 0.1), SIZE))
-    assert middle == pytest.approx(math.sqrt(2), rel=0.01)
+    found = Calibration("00", tuple(problems), (1.0, 2.0), (0.2, 0.6))
+    (first, low), (last, high) = map(found.rule, problems)
+    assert first < 1.05 and last > 1.9 and low < 0.22 and high > 0.58
+    middle = found.rule(Problem.of(operators.denoise(SIZE, 0.1), SIZE))
+    assert middle == pytest.approx((math.sqrt(2), 0.4), rel=0.01)
     other = Problem.of(operators.colorize(SIZE, 0.05), SIZE)
-    assert other.family == "other" and 1 <= found.scale(other) <= 2
+    assert other.family == "other" and 1 <= found.rule(other)[0] <= 2
 
 
 @pytest.mark.parametrize(
@@ -93,7 +111,7 @@ def test_a_calibration_is_used_for_its_model_alone(small_codec_path, tmp_path, c
     physics = operators.denoise(SIZE, 0.1)
     y = operators.degrade(torch.full((1, 3, *SIZE), 0.5), physics, generator)
     plain = restore(y, physics, codec=codec, steps=2, samples=4, grids=1)
-    found = Calibration(codec.model_id.hex(), 0.0, (Problem.of(physics, SIZE),), (2.0,))
+    found = Calibration(codec.model_id.hex(), (Problem.of(physics, SIZE),), (2.0,), (0.0,))
     found.save(tmp_path / calibration.FILE)
     assert of_model(codec) == found
     wide = restore(y, physics, codec=codec, steps=2, samples=4, grids=1)
@@ -101,12 +119,12 @@ def test_a_calibration_is_used_for_its_model_alone(small_codec_path, tmp_path, c
     torch.testing.assert_close(wide.mean, plain.mean)
     narrow = restore(y, physics, codec=codec, steps=2, samples=4, grids=1, calibrated=False)
     assert torch.equal(narrow.samples, plain.samples)
-    Calibration("11" * 8, 0.0, found.problems, found.scales).save(tmp_path / calibration.FILE)
+    replace(found, model="11" * 8).save(tmp_path / calibration.FILE)
     with caplog.at_level("WARNING", logger="bayesq"):
         assert of_model(codec) is None and "run bayesq calibrate" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "00", "power": 0.1, "problems": [], "scales": []}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": "00", "problems": [], "scales": [], "powers": []}'])
 def test_damaged_files_are_refused(text, tmp_path):
     path = tmp_path / calibration.FILE
     path.write_text(text)
@@ -119,10 +137,10 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(Path(small_codec_path).read_bytes())
     options = ["--limit", "1", "--crop", "32", "--samples", "4", "--steps", "2", "--motion", "motion:3,20"]
-    assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), *options]) == 0
+    assert main(["calibrate", "--data", str(data_dir()), str(data_dir()), "-m", str(weights), *options]) == 0
     told = capsys.readouterr().err
     found = of_model(Codec.load(weights))
-    assert found is not None and len(found.scales) == 16 and str(tmp_path / calibration.FILE) in told
+    assert found is not None and len(found.scales) == 17 and str(tmp_path / calibration.FILE) in told
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err
@@ -134,7 +152,7 @@ def test_deviations_of_files_are_scaled_to_their_errors(tiny_codec, tmp_path, ge
     picture = read_image(data_dir() / "coffee.png").crop((64, 64, 192, 192))
     scales = calibration.fit_files(codec, [to_tensor(picture)], 16, generator)
     problem = Problem.of(operators.denoise(SIZE, 0.1), SIZE)
-    Calibration(codec.model_id.hex(), 0.0, (problem,), (1.0,), scales).save(tmp_path / calibration.FILE)
+    Calibration(codec.model_id.hex(), (problem,), (1.0,), (0.0,), scales).save(tmp_path / calibration.FILE)
     for quality in (0, 50, 100):
         data = files.encode(picture, codec, quality)
         error = (to_tensor(files.decode(data, codec)) - to_tensor(picture)).abs()
@@ -143,5 +161,5 @@ def test_deviations_of_files_are_scaled_to_their_errors(tiny_codec, tmp_path, ge
 
 
 def test_factors_of_files_are_interpolated():
-    found = Calibration("00", 0.0, (), (), (1.0, 2.0, 3.0, 4.0, 5.0))
+    found = Calibration("00", (), (), (), (1.0, 2.0, 3.0, 4.0, 5.0))
     assert [found.file_scale(level) for level in (0, 32, 255)] == [1.0, 1.5, 5.0]

@@ -5,9 +5,11 @@ import json
 
 import pytest
 
-from bayesq import zoo
+from bayesq import files, zoo
+from bayesq.calibration import of_model
 from bayesq.errors import ModelError
-from bayesq.resources import models_dir
+from bayesq.io import read_image, to_tensor
+from bayesq.resources import data_dir, models_dir
 
 
 @pytest.fixture
@@ -37,6 +39,18 @@ def test_shipped_manifest_is_consistent():
         assert digest == entry.sha256
         assert entry.id == digest[:16]
         assert zoo.find(bytes.fromhex(entry.id)) == entry.name
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in zoo.manifest()])
+def test_shipped_models_come_with_all_that_belongs_to_them(name):
+    codec = zoo.load(name)
+    assert of_model(codec) is not None
+    assert codec.model_id.hex() in (codec.folder / "card.md").read_text(encoding="utf-8")
+    image = read_image(data_dir() / "coffee.png").crop((200, 100, 328, 196))
+    data = files.encode(image, codec, 75)
+    error = to_tensor(files.decode(data)) - to_tensor(image)
+    assert 8 * len(data) < 2 * image.width * image.height
+    assert -10 * error.square().mean().log10() > 32
 
 
 def test_find(shelf):

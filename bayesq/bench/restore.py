@@ -108,7 +108,8 @@ def vble_suite(motion: str) -> list[Task]:
 def calibration_suite(motion: str) -> list[Task]:
     """The problems that stand for all others when error bars are fitted: those of ``vble_suite``, and some between."""
     mosaic = Task("demosaic", "Bayer", 2.55 / 255, lambda size, sigma, _: operators.demosaic(size, sigma))
-    return [*vble_suite(motion), *(_reduction(factor, 2.55 / 255) for factor in (2, 4)), _noise(5 / 255), mosaic]
+    reductions = [_reduction(factor, 2.55 / 255) for factor in (2, 4)]
+    return [*vble_suite(motion), *reductions, _noise(5 / 255), mosaic, SUITE[1]]
 
 
 @dataclass(frozen=True)

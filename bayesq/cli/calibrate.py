@@ -1,6 +1,7 @@
 """``bayesq calibrate``: how wide a model's error bars must be, measured on pictures and kept beside its weights."""
 
 import argparse
+from pathlib import Path
 
 from bayesq.cli import common
 
@@ -9,14 +10,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "calibrate",
         help="fit a model's error bars to validation pictures",
-        description="Restores crops of known pictures from sixteen kinds of measurement, and writes how much wider the "
+        description="Restores crops of known pictures from seventeen kinds of measurement, and writes how much wider the "
         "posterior's samples must spread for the 90 % interval to hold 90 %, as calibration.json beside the weights, "
         "where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it again "
         "whenever the model or the defaults change.",
     )
-    parser.add_argument("--data", required=True, metavar="DIR", help="a folder of pictures, none of them tested on")
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="pictures, none of them tested on: a folder for each kind; bars are made wide enough for every kind",
+    )
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
-    parser.add_argument("--limit", type=common.positive, default=6, metavar="N", help="pictures (default: %(default)s)")
+    parser.add_argument("--limit", type=common.positive, default=6, metavar="N", help="of each (default: %(default)s)")
     parser.add_argument(
         "--crop",
         type=common.positive,
@@ -36,7 +43,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
-    from pathlib import Path
 
     import torch
     from tqdm import tqdm
@@ -48,12 +54,11 @@ def run(args: argparse.Namespace) -> int:
     from bayesq.resources import data_dir
     from bayesq.restore import restore
 
-    paths = bench.pictures(args.data)
-    paths = paths[:: max(1, len(paths) // args.limit)][: args.limit]
-    crops = [read(path, args.crop) for path in paths]
-    if any(crop.shape != crops[0].shape for crop in crops) or min(crops[0].shape[-2:]) < 2 * calibration.BORDER + 16:
+    kinds = [_some(bench.pictures(folder), args.limit) for folder in args.data]
+    crops = [[read(path, args.crop) for path in paths] for paths in kinds]
+    sizes = {crop.shape for kind in crops for crop in kind}
+    if len(sizes) > 1 or min(sizes.pop()[-2:]) < 2 * calibration.BORDER + 16:
         raise BayesqError("calibration takes pictures and crops of one size, of at least 26 pixels a side")
-    x = torch.cat(crops)
     codec = zoo.load(args.model)
     if args.output:
         path = Path(args.output)
@@ -61,22 +66,29 @@ def run(args: argparse.Namespace) -> int:
         path = codec.folder / calibration.FILE
     else:
         raise BayesqError("say by -o where to write the calibration")
-    trials = []
+    problems = []
     suite = calibration_suite(args.motion or str(data_dir() / "motion.png"))
     for task in tqdm(suite, unit="task", disable=True if args.quiet else None):
-        generator = torch.Generator().manual_seed(0)
-        physics = task.build((x.shape[-2], x.shape[-1]), task.sigma, generator)
-        y = operators.degrade(x, physics, generator)
-        restored = restore(y, physics, codec=codec, steps=args.steps, samples=args.samples, calibrated=False)
-        trials.append(Trial(x, restored, physics))
-    scales = fit_files(
-        codec, [read(path, 4 * args.crop) for path in paths], args.samples, torch.Generator().manual_seed(0)
-    )
-    found = replace(fit(codec.model_id.hex(), trials), file_scales=scales)
+        problems.append([])
+        for x in map(torch.cat, crops):
+            generator = torch.Generator().manual_seed(0)
+            physics = task.build((x.shape[-2], x.shape[-1]), task.sigma, generator)
+            y = operators.degrade(x, physics, generator)
+            restored = restore(y, physics, codec=codec, steps=args.steps, samples=args.samples, calibrated=False)
+            problems[-1].append(Trial(x, restored, physics))
+    pictures = [read(path, 4 * args.crop) for paths in kinds for path in paths]
+    scales = fit_files(codec, pictures, args.samples, torch.Generator().manual_seed(0))
+    found = replace(fit(codec.model_id.hex(), problems), file_scales=scales)
     found.save(path)
-    for task, trial, scale in zip(suite, trials, found.scales, strict=True):
-        before, after = trial.coverage(), trial.coverage(found)
-        common.say(args, f"{task.label}: {before:.1%} → {after:.1%} within 90 %, deviations times {scale:.2f}")
+    for task, trials, scale, power in zip(suite, problems, found.scales, found.powers, strict=True):
+        shares = ", ".join(f"{trial.coverage():.1%} → {trial.coverage(found):.1%}" for trial in trials)
+        rule = f"deviations times {scale:.2f} at fine detail of {calibration.TYPICAL}, to the power {power:g} of it"
+        common.say(args, f"{task.label}: {shares} within 90 %, {rule}")
     common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in scales)}")
-    common.say(args, f"Wrote {path}: power {found.power:g} of the local activity, {len(paths)} pictures.")
+    common.say(args, f"Wrote {path}: {len(pictures)} pictures.")
     return 0
+
+
+def _some(paths: list[Path], limit: int) -> list[Path]:
+    """At most so many of the paths, evenly spread."""
+    return paths[:: max(1, len(paths) // limit)][:limit]
