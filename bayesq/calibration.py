@@ -47,7 +47,7 @@ POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WINDOW = 7
 FAINT = 0.001
 TYPICAL = 0.02
-NEARNESS = 0.25
+NEARNESS = 0.12
 BORDER = 5
 FAMILIES: dict[str, tuple[type[Physics], ...]] = {
     "denoise": (Denoising,),

@@ -140,7 +140,7 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     assert main(["calibrate", "--data", str(data_dir()), str(data_dir()), "-m", str(weights), *options]) == 0
     told = capsys.readouterr().err
     found = of_model(Codec.load(weights))
-    assert found is not None and len(found.scales) == 17 and str(tmp_path / calibration.FILE) in told
+    assert found is not None and len(found.scales) == 18 and str(tmp_path / calibration.FILE) in told
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from bayesq.codec import Codec
 from bayesq.inference import VBLE, MAPz
 from bayesq.io import to_tensor
 from bayesq.operators import Size, degrade, initial_image
+from bayesq.resources import data_dir
 from bayesq.restore import Restoration, restore
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,9 @@ def calibration_suite(motion: str) -> list[Task]:
     """The problems that stand for all others when error bars are fitted: those of ``vble_suite``, and some between."""
     mosaic = Task("demosaic", "Bayer", 2.55 / 255, lambda size, sigma, _: operators.demosaic(size, sigma))
     reductions = [_reduction(factor, 2.55 / 255) for factor in (2, 4)]
-    return [*vble_suite(motion), *reductions, _noise(5 / 255), mosaic, SUITE[1]]
+    shake = str(data_dir() / "motion.png")
+    shaken = Task("deblur", "motion.png", 5 / 255, lambda size, sigma, _: operators.blur(shake, size, sigma))
+    return [*vble_suite(motion), *reductions, _noise(5 / 255), mosaic, SUITE[1], shaken]
 
 
 @dataclass(frozen=True)
