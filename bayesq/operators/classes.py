@@ -45,8 +45,8 @@ class BicubicDownsampling(LinearPhysics):
 class EdgeBlur(Blur):
     """Convolution with a kernel, the picture's edge pixels repeated beyond its borders; y has the picture's size.
 
-    deepinv's ``Blur`` with ``padding="replicate"``, three to five times as fast: transforms have lengths that suit
-    them, not, say, 491, which is prime.
+    deepinv's ``Blur`` with ``padding="replicate"``, faster, since transforms have lengths that suit them and not, say,
+    491, which is prime; and with the right transpose for kernels of one row or column.
 
     Args:
         filter: the kernel, (1, 1, h, w).
