@@ -29,7 +29,7 @@ from bayesq.coder import Tables
 from bayesq.errors import ImageError, ModelError
 from bayesq.hyperprior import Hyperprior
 from bayesq.io import atomic_write
-from bayesq.networks.integer import exact_arithmetic
+from bayesq.networks.integer import check_layers, exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
 from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, information, quantize, sample_within
 from bayesq.runtime import Runtime, choose
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from bayesq.quantization.dynamic import Selector
     from bayesq.tiling import Index
 
-FORMAT = "bayesq-codec-1"
+FORMAT = "bayesq-codec-2"
 
 
 class Codec(nn.Module):
@@ -358,7 +358,7 @@ class Codec(nn.Module):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = shorten(str(error), 200)
             raise ModelError(f"{path}: the weights do not fit their architecture ({reason})") from error
-        codec.own_prior.scales.check()
+        check_layers(codec.own_prior)
         codec.eval().requires_grad_(False)
         codec.folder, codec.name, codec.reads = path.parent, path.parent.name, reads
         codec.model_id = reads or (sha256 or hashlib.sha256(path.read_bytes()).digest())[:8]

@@ -1,12 +1,13 @@
 """The codec's own prior: a coarse hyper-latent h, then z in interleaved passes, its leading channels first.
 
       z ─► log-energies ─► h_a ─► h          (h at half the size of z)
+      h so far ─► hyper network (integers) ─► p(next pass of h | passes before)
       h, codes so far ─► scale network (integers), mean network ─► p(next pass of z | h, passes before)
 
-Scale and mean hyperprior after Minnen et al. 2018. The leading channels, which hold most of what neighbours tell of
-each other, take four passes, the others two. The passes of a group share out its channels and positions like the
-colours of a checkerboard (He et al. 2021; four colours: Li et al. 2023), so that all but the first have coded
-neighbours in space and among channels.
+Scale and mean hyperprior after Minnen et al. 2018. h takes four passes, and so do the leading channels of z, which hold
+most of what neighbours tell of each other; the others take two. The passes of a group share out its channels and
+positions like the colours of a checkerboard (He et al. 2021; four colours: Li et al. 2023), so that all but the first
+have coded neighbours in space and among channels.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 
 from bayesq.coder import Tables, gaussian_tables
 from bayesq.conditionals import SCALE_COUNT, GaussianCells, dead_zones, scale_of
-from bayesq.networks.integer import TrainableIntegerConv
+from bayesq.networks.hyper import WAYS, HyperNetwork, in_units
+from bayesq.networks.integer import TrainableIntegerConv, convert_layers
 from bayesq.networks.passes import merge, part, passes_over
-from bayesq.networks.rate import LEVELS, Interpolated
-from bayesq.networks.scale import INDEX_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
+from bayesq.networks.rate import Interpolated
+from bayesq.networks.scale import HYPER_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
 from bayesq.networks.transforms import leaky_relu
 from bayesq.prior import Walk
-from bayesq.quantizers import Clamp, StraightThrough
 
 TABLE_RADIUS = 512
 CERTAIN = 3
@@ -67,10 +68,10 @@ class HyperAnalysis(nn.Module):
 
 
 class Hyperprior(nn.Module):
-    """p(h) p(z₁ | h) p(z₂ | h, z₁) … for a continuous range of qualities; a ``LatentPrior``.
+    """p(h₁) p(h₂ | h₁) … p(z₁ | h) p(z₂ | h, z₁) … for a continuous range of qualities; a ``LatentPrior``.
 
-    h has a zero-mean Gaussian law whose scale is learned per channel and quality, so that both latents are coded
-    with one set of tables, and a channel of h that does not pay at some quality costs nothing there.
+    h has Gaussian laws as z has, so that both latents are coded with one set of tables; a channel of h that does not
+    pay at some quality costs nothing there.
 
     Args:
         latents: M, channels of z, even.
@@ -86,43 +87,45 @@ class Hyperprior(nn.Module):
         self.hyper = hyper
         self.passes = [*passes_over(slice(0, leading), 4), *passes_over(slice(leading, latents), 2)]
         self.analysis = HyperAnalysis(latents, hyper, width)
+        self.laws = HyperNetwork(hyper)
         self.scales = ScaleNetwork(hyper, self.passes, width)
         self.means = MeanNetwork(hyper, self.passes, width)
         self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
-        self.hyper_index: HyperIndex | ExportedHyperIndex = HyperIndex(hyper)
         self.tables: Tables | None = None
         zones = dead_zones(scale_of(torch.arange(SCALE_COUNT)))
         self.register_buffer("dead_zones", zones.index_fill(0, torch.arange(CERTAIN), torch.inf), persistent=False)
 
     def export(self) -> None:
         """Replaces, in place, all that stands before the symbols by integers."""
-        self.scales.export()
-        if isinstance(self.hyper_index, HyperIndex):
-            self.hyper_index = self.hyper_index.export()
+        convert_layers(self, TrainableIntegerConv.export)
         if self.tables is None:  # those of a loaded model stay: another machine's may differ in a count
             scales = scale_of(torch.arange(SCALE_COUNT).double())
             self.tables = gaussian_tables(scales.numpy(), TABLE_RADIUS, dead_zones(scales).numpy())
 
     def blank(self, tables: Tables) -> None:
         """Makes room, in place, for what ``export`` wrote elsewhere; the tables are those that it wrote."""
-        self.scales.export(TrainableIntegerConv.blank)
-        self.hyper_index, self.tables = ExportedHyperIndex(self.hyper), tables
+        convert_layers(self, TrainableIntegerConv.blank)
+        self.tables = tables
 
     def targets(self, z: Tensor, level: Tensor) -> list[Tensor]:
-        return [self.analysis(z, level), *(part(z[:, p.group], p.ways, p.turn) for p in self.passes)]
+        h = self.analysis(z, level)
+        latents = [*((h, p) for p in self.laws.passes), *((z, p) for p in self.passes)]
+        return [part(x[:, p.group], p.ways, p.turn) for x, p in latents]
 
     def image_latent(self, values: Sequence[Tensor]) -> Tensor:
-        groups = groupby(zip(self.passes, values[1:], strict=True), lambda pair: pair[0].group)
+        groups = groupby(zip(self.passes, values[WAYS:], strict=True), lambda pair: pair[0].group)
         parts = [[value for _, value in pairs] for _, pairs in groups]
         return torch.cat([merge(them, len(them)) for them in parts], 1)
 
     def walk(self, size: tuple[int, int, int], level: Tensor) -> Walk:
         batch, height, width = size
         shape = batch, self.hyper, height // self.stride, width // self.stride
-        index = self.hyper_index(level)
-        h = yield self._law(index.new_zeros(shape), index.expand(shape))
+        h, known = torch.zeros(shape, device=level.device), []
+        for n in range(WAYS):
+            known.append((yield self._law(*self.laws.law(n, h, level))))
+            h = merge(known, WAYS)
 
-        h = StraightThrough.apply(torch.round(h.detach()), h)
+        h = in_units(h) / HYPER_UNIT
         (f, h), features = self.scales.start(h, level), self.means.start(h)
         gain_in, gain_out = self.log_in(level).exp(), self.log_out(level).exp()
         for n, p in enumerate(self.passes):
@@ -140,32 +143,3 @@ class Hyperprior(nn.Module):
 
     def _law(self, mean: Tensor, index: Tensor) -> GaussianCells:
         return GaussianCells(mean, index, self.tables, self.dead_zones)
-
-
-class HyperIndex(nn.Module):
-    """Table index of each channel of h at each quality, rounded with a straight-through gradient."""
-
-    def __init__(self, hyper: int) -> None:
-        super().__init__()
-        self.value = Interpolated(hyper)
-
-    def forward(self, level: Tensor) -> Tensor:
-        real = INDEX_UNIT * self.value(level)
-        return Clamp.apply(StraightThrough.apply(torch.round(real.detach()), real), 0, SCALE_COUNT - 1)
-
-    @torch.no_grad()
-    def export(self) -> ExportedHyperIndex:
-        exported = ExportedHyperIndex(self.value.anchors.shape[1])
-        exported.table.copy_(self(torch.arange(LEVELS))[:, :, 0, 0])
-        return exported
-
-
-class ExportedHyperIndex(nn.Module):
-    """The same, as a stored table of integers."""
-
-    def __init__(self, hyper: int) -> None:
-        super().__init__()
-        self.register_buffer("table", torch.zeros(LEVELS, hyper, dtype=torch.uint8))
-
-    def forward(self, level: Tensor) -> Tensor:
-        return self.table[level].float()[:, :, None, None]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bayesq.errors import ModelError
+from bayesq.networks.hyper import HyperNetwork
 from bayesq.networks.integer import (
     ACCUMULATOR_MAX,
     BIAS_MAX,
@@ -17,12 +18,14 @@ from bayesq.networks.integer import (
     SHIFT,
     IntegerConv,
     TrainableIntegerConv,
+    check_layers,
+    convert_layers,
     exact_arithmetic,
     integer_convolution,
 )
 from bayesq.networks.passes import passes_over
 from bayesq.networks.rate import LEVELS
-from bayesq.networks.scale import ScaleNetwork, magnitude_code
+from bayesq.networks.scale import HYPER_UNIT, ScaleNetwork, magnitude_code
 
 LOW, HIGH = -(2**31), 2**31
 
@@ -240,9 +243,33 @@ def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
     trained = indexes().detach()
     assert torch.equal(trained, trained.round()) and trained.min() >= 0 and trained.max() <= 63
     assert trained.unique().numel() > 10
-    network.export()
-    network.check()
+    convert_layers(network, TrainableIntegerConv.export)
+    check_layers(network)
     assert torch.equal(indexes(), trained)
+
+
+def test_the_hyper_network_gives_laws_in_integers_from_what_is_known_and_its_export_the_same_ones():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = HyperNetwork(8)
+        for layer in network.modules():
+            if isinstance(layer, TrainableIntegerConv):
+                torch.nn.init.normal_(layer.weight, std=0.3)
+                torch.nn.init.normal_(layer.bias.anchors, std=0.5)
+    generator, level = torch.Generator().manual_seed(0), torch.tensor([0, 255])
+    h = torch.randint(-400, 400, (2, 8, 5, 4), generator=generator) / HYPER_UNIT
+
+    def laws():
+        return torch.cat([value for n in range(4) for value in network.law(n, h, level)], 1).detach()
+
+    trained = laws()
+    means, indexes = trained.view(2, 4, 2, 2, 5, 4).transpose(0, 2).flatten(1)
+    assert torch.equal(HYPER_UNIT * means, (HYPER_UNIT * means).round()) and means.unique().numel() > 10
+    assert torch.equal(indexes, indexes.round()) and indexes.min() >= 0 and indexes.max() <= 63
+    assert torch.equal(network.law(0, h, level)[1], network.law(0, 0 * h, level)[1])
+    convert_layers(network, TrainableIntegerConv.export)
+    check_layers(network)
+    assert torch.equal(laws(), trained)
 
 
 def test_magnitudes_are_integer_logarithms():

@@ -107,6 +107,6 @@ def test_shared_models_follow_their_file(tiny_codec, tmp_path):
     tiny_codec.save(path)
     first = zoo.shared(str(path))
     other = tiny_codec.exported()
-    other.prior.hyper_index.table += 1
+    other.prior.laws.indexes[0].bias += 1
     other.save(path)
     assert zoo.shared(str(path)).model_id != first.model_id

@@ -16,7 +16,7 @@ have allowed globally.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -195,3 +195,19 @@ class TrainableIntegerConv(nn.Module):
         layer.bias.copy_(self._integer_bias(torch.arange(LEVELS))[:, :, 0, 0])
         layer.check()
         return layer
+
+
+def convert_layers(module: nn.Module, convert: Callable[[TrainableIntegerConv], IntegerConv]) -> None:
+    """Replaces every trainable integer layer within a module, in place."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, TrainableIntegerConv):
+            setattr(module, name, convert(child))
+        else:
+            convert_layers(child, convert)
+
+
+def check_layers(module: nn.Module) -> None:
+    """Raises ModelError unless every exported layer within a module keeps the bounds that make it exact."""
+    for layer in module.modules():
+        if isinstance(layer, IntegerConv):
+            layer.check()

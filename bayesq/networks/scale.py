@@ -9,14 +9,14 @@ sees what those before it decoded: features f that start from h take in the newe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesq.conditionals import SCALE_COUNT
-from bayesq.networks.integer import IntegerConv, TrainableIntegerConv
+from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.passes import Pass, Places, weave
 from bayesq.networks.transforms import leaky_relu
 
@@ -79,19 +79,6 @@ class ScaleNetwork(nn.Module):
             return head(torch.cat([f[places], h[places]], 1), level, channels)
 
         return weave(piece, this.ways, this.turn, *f.shape[-2:])
-
-    def export(self, convert: Callable[[TrainableIntegerConv], IntegerConv] = TrainableIntegerConv.export) -> None:
-        """Replaces every layer by its integers, in place."""
-        for module in (self, self.contexts, self.merges, self.heads):
-            for name, layer in list(module.named_children()):
-                if isinstance(layer, TrainableIntegerConv):
-                    setattr(module, name, convert(layer))
-
-    def check(self) -> None:
-        """Raises ModelError unless every exported layer keeps the exactness bounds."""
-        for layer in self.modules():
-            if isinstance(layer, IntegerConv):
-                layer.check()
 
 
 class MeanNetwork(nn.Module):

@@ -20,7 +20,7 @@ from bayesq.codec import Codec
 from bayesq.conditionals import SCALE_STEP, index_of
 from bayesq.hyperprior import Hyperprior, log_energy
 from bayesq.networks.rate import ANCHORS, LEVELS, high_rate_step, rate_weight
-from bayesq.networks.scale import HYPER_UNIT, INDEX_UNIT
+from bayesq.networks.scale import HYPER_UNIT
 from bayesq.networks.transforms import BLOCK, Lapping
 from bayesq.training.data import Crops
 
@@ -145,8 +145,9 @@ def _start_prior(prior: Hyperprior, energies: Tensor, log_scales: Tensor) -> Non
     prior.analysis.linear.weight[:count].copy_(projection[:, :, None, None])
     prior.analysis.shift.anchors[:, :count].copy_(-mean_energy @ projection.T)
     spread = h.view(ANCHORS, -1, count).square().mean(1).sqrt()
-    prior.hyper_index.value.anchors.fill_(float(index_of(torch.tensor(0.2))) / INDEX_UNIT)
-    prior.hyper_index.value.anchors[:, :count].copy_(index_of(spread + 0.2) / INDEX_UNIT)
+    for layer in prior.laws.indexes:
+        layer.bias.anchors.fill_(float(index_of(torch.tensor(0.2))) / layer.bias_unit)
+        layer.bias.anchors[:, :count].copy_(index_of(spread + 0.2) / layer.bias_unit)
     for head, channels in zip(prior.scales.heads, (p.group for p in prior.passes), strict=True):
         head.weight[:, -prior.hyper :, 0, 0][:, :count] = regression[channels] / (HYPER_UNIT * head.weight_unit)
         start = mean_scale[:, channels] / SCALE_STEP + index_of(torch.ones(()))
