@@ -61,10 +61,10 @@ class ScaleNetwork(nn.Module):
         )
 
     def start(self, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """From integers h ``(B, N, h/2, w/2)`` to the features f₀ ``(B, width, h, w)`` and 4h at the size of z."""
+        """From h ``(B, N, h/2, w/2)`` to the features f₀ ``(B, width, h, w)`` and integers 4h, of h's size."""
         h = HYPER_UNIT * h.clamp(-HYPER_MAX, HYPER_MAX).contiguous(memory_format=torch.channels_last)
         f = self.expand(self.middle(self.inlet(h, level), level), level)
-        return F.pixel_shuffle(f, 2), F.interpolate(h, scale_factor=2)
+        return F.pixel_shuffle(f, 2), h
 
     def extend(self, n: int, f: Tensor, magnitudes: Tensor, level: Tensor) -> Tensor:
         """fₙ from fₙ₋₁ and ``magnitude_code`` of the codes in the group of pass n − 1, zero where not yet known."""
@@ -72,11 +72,14 @@ class ScaleNetwork(nn.Module):
         return self.merges[n - 1](torch.cat([f, context], 1), level)
 
     def index(self, n: int, f: Tensor, h: Tensor, level: Tensor) -> Tensor:
-        """Indexes of what pass n holds, ``(B, channels / ways, h, w)``, from its features and 4h."""
+        """Indexes of what pass n holds, ``(B, channels / ways, h, w)``, from its features and 4h.
+
+        Each of the four places in squares of 2 × 2 has the size of h, whose element stands for the whole square.
+        """
         head, this = self.heads[n], self.passes[n]
 
         def piece(places: Places, channels: slice) -> Tensor:
-            return head(torch.cat([f[places], h[places]], 1), level, channels)
+            return head(torch.cat([f[places], h], 1), level, channels)
 
         return weave(piece, this.ways, this.turn, *f.shape[-2:])
 
