@@ -82,6 +82,8 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
     scaled_bias, scaled_multiplier = (bias.movedim(1, -1) + 2 ** (SHIFT - 1)) * unit, multiplier * unit
     real = torch.addcmul(scaled_bias, _correlation(x.movedim(1, -1), weight).double(), scaled_multiplier)
+    if not real.requires_grad:
+        return real.floor_().clamp_(low, high).float().movedim(-1, 1)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
     return Clamp.apply(rounded, low, high).float().movedim(-1, 1)
 
