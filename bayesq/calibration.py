@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from deepinv.physics import Blur, BlurFFT, Demosaicing, Denoising, Downsampling, Inpainting, Physics
+from deepinv.physics import Blur, BlurFFT, Demosaicing, Denoising, Downsampling, Inpainting, LinearPhysics, Physics
 from torch import Tensor
 
 from bayesq import metrics
@@ -35,6 +35,7 @@ from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.likelihoods import SIGMA_FLOOR
 from bayesq.operators import JPEG, BicubicDownsampling
+from bayesq.operators.proximal import proximal
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
@@ -47,7 +48,8 @@ POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WINDOW = 7
 FAINT = 0.001
 TYPICAL = 0.02
-NEARNESS = 0.12
+NEARNESS = 0.3
+DETAIL = 0.05
 BORDER = 5
 FAMILIES: dict[str, tuple[type[Physics], ...]] = {
     "denoise": (Denoising,),
@@ -65,12 +67,14 @@ class Problem:
 
     Attributes:
         family: A key of ``FAMILIES``, or ``other``.
-        gain: Logarithm of the standard deviation that a measurement of white noise of deviation 1 has.
-        noise: Logarithm of the noise's standard deviation, image units.
+        observed: Logarithm of the share of fine detail that a measurement settles: the trace, over its order, of
+            AᵀA (AᵀA + σ²/d²)⁻¹, d being the deviation that detail is reckoned to have; 0 where A is not linear. Unlike
+            AᵀA itself it tells a motion blur from a Gaussian one, which loses far more.
+        noise: Logarithm of the noise's standard deviation σ, image units.
     """
 
     family: str
-    gain: float
+    observed: float
     noise: float
 
     @classmethod
@@ -78,15 +82,18 @@ class Problem:
         """The problem that an operator poses for pictures of a size (H, W)."""
         family = next((name for name, kinds in FAMILIES.items() if isinstance(physics, kinds)), "other")
         probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            gain = (physics.A(probe) - physics.A(torch.zeros_like(probe))).square().mean().sqrt()
         sigma = getattr(physics.noise_model, "sigma", None)
         noise = SIGMA_FLOOR if sigma is None else max(SIGMA_FLOOR, float(sigma.mean()))
-        return cls(family, math.log(max(float(gain), 1e-6)), math.log(noise))
+        observed = 1.0
+        if isinstance(physics, LinearPhysics):
+            with torch.no_grad():
+                settled = proximal(torch.zeros_like(probe), physics.A(probe), physics, (DETAIL / noise) ** 2)
+            observed = float((settled * probe).sum() / probe.square().sum())
+        return cls(family, math.log(max(observed, 1e-6)), math.log(noise))
 
     def distance(self, other: Problem) -> float:
         """Squared; problems of another family are far."""
-        away = (self.gain - other.gain) ** 2 + (self.noise - other.noise) ** 2
+        away = (self.observed - other.observed) ** 2 + (self.noise - other.noise) ** 2
         return away + (0 if self.family == other.family else 100)
 
 

@@ -80,27 +80,35 @@ def test_problems_in_between_are_treated_so():
     found = Calibration("00", tuple(problems), (1.0, 2.0), (0.2, 0.6))
     (first, low), (last, high) = map(found.rule, problems)
     assert first < 1.05 and last > 1.9 and low < 0.22 and high > 0.58
-    middle = found.rule(Problem.of(operators.denoise(SIZE, 0.1), SIZE))
-    assert middle == pytest.approx((math.sqrt(2), 0.4), rel=0.01)
+    observed, noise = (sum(getattr(problem, name) for problem in problems) / 2 for name in ("observed", "noise"))
+    assert found.rule(Problem("denoise", observed, noise)) == pytest.approx((math.sqrt(2), 0.4), rel=0.01)
     other = Problem.of(operators.colorize(SIZE, 0.05), SIZE)
     assert other.family == "other" and 1 <= found.rule(other)[0] <= 2
 
 
 @pytest.mark.parametrize(
-    ("physics", "family", "gain"),
+    ("physics", "family", "observed"),
     [
-        (operators.denoise(SIZE, 0.1), "denoise", 1.0),
-        (operators.blur([[0.5, 0.5]], SIZE, 0.1), "deblur", math.sqrt(0.5)),
-        (operators.inpaint(torch.arange(48) % 2 + torch.zeros(SIZE), SIZE, 0.1), "inpaint", math.sqrt(0.5)),
-        (operators.demosaic(SIZE, 0.0), "demosaic", math.sqrt(1 / 3)),
-        (operators.JPEG(SIZE, [torch.ones(8, 8)], [(1, 1)]), "jpeg", math.sqrt(1 / 3)),
+        (operators.denoise(SIZE, 0.1), "denoise", 0.2),
+        (operators.denoise(SIZE, 0.05), "denoise", 0.5),
+        (operators.blur([[0.5, 0.5]], SIZE, 0.05), "deblur", 1 - 1 / math.sqrt(2)),
+        (operators.inpaint(torch.arange(48) % 2 + torch.zeros(SIZE), SIZE, 0.05), "inpaint", 0.25),
+        (operators.demosaic(SIZE, 0.0), "demosaic", 1 / 3),
+        (operators.JPEG(SIZE, [torch.ones(8, 8)], [(1, 1)]), "jpeg", 1 / 3),
     ],
 )
-def test_operators_are_told_apart(physics, family, gain):
+def test_operators_are_told_apart(physics, family, observed):
     problem = Problem.of(physics, SIZE)
     assert problem.family == family
-    assert math.exp(problem.gain) == pytest.approx(gain, rel=0.03)
+    assert math.exp(problem.observed) == pytest.approx(observed, rel=0.08)
     assert math.isfinite(problem.noise)
+
+
+def test_blurs_of_equal_gain_are_told_apart_by_what_they_lose():
+    size, sigma = (96, 96), 2.55 / 255
+    line, round_ = (Problem.of(operators.blur(name, size, sigma), size) for name in ("motion:12,30", "gaussian:1"))
+    wide = Problem.of(operators.blur("gaussian:2", size, sigma), size)
+    assert line.distance(round_) < line.distance(wide)
 
 
 def test_a_calibration_is_used_for_its_model_alone(small_codec_path, tmp_path, caplog, generator):
