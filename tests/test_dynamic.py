@@ -142,7 +142,7 @@ def test_selectors_see_pictures_of_any_size(size):
 
 
 def test_scales_and_zero_points_are_trained(base, data):
-    tuning = Tuning(steps=6, batch=2, crop=64, sharpness=1.0, weights=False)
+    tuning = Tuning(steps=12, batch=2, crop=64, sharpness=1.0, weights=False)
     recipe = dataclasses.replace(RECIPE, dynamic=Dynamic(means=(4.0,), bits=(4,)))
     plain, trained = (
         quantize(base, dataclasses.replace(recipe, tuning=one), data).codec.synthesis.up for one in (None, tuning)

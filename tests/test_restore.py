@@ -67,7 +67,7 @@ def test_denoises_and_says_how_well(algorithm, codec, picture, measured):
     torch.testing.assert_close(result.std, result.samples.std(0))
     assert (result.std > 0).any() == (algorithm is VBLE)
     assert len(result.trace) == 20 and result.trace[-1].elbo > result.trace[0].elbo
-    assert [cell.centre.shape[0] for cell in result.cells] == [2] * 7
+    assert [cell.centre.shape[0] for cell in result.cells] == [2] * 10
     assert not any(cell.centre.requires_grad or cell.width.requires_grad for cell in result.cells)
     assert result.quality == pytest.approx(30, abs=0.2) and result.seconds > 0
 
