@@ -29,8 +29,8 @@ def test_compressai_codes_pictures_of_any_size():
 def test_stages_are_timed_one_by_one(tiny_codec):
     ticks = itertools.count()
     stages = speed.stages(tiny_codec.exported(), torch.rand(1, 3, 32, 48), 100, lambda: float(next(ticks)))
-    # Every timing takes a tick; a walk has seven of entropy coding in it, each two ticks.
-    assert stages == dict(zip(speed.STAGES, [1, 15 - 7, 7, 15 - 7, 7, 1], strict=True))
+    # Every timing takes a tick; a walk has ten of entropy coding in it, each two ticks.
+    assert stages == dict(zip(speed.STAGES, [1, 21 - 10, 10, 21 - 10, 10, 1], strict=True))
 
 
 def test_the_command(small_codec_path, folder, capsys):
