@@ -45,7 +45,10 @@ class HyperNetwork(nn.Module):
         )
 
     def law(self, n: int, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and table indexes of pass n, ``(B, N/4, h, w)`` each, from h, zero where not yet known."""
+        """Means and table indexes of pass n, ``(B, N/4, h, w)`` each, from h, zero where not yet known.
+
+        The first pass knows nothing: its means are 0, its indexes the biases.
+        """
         mean, features = torch.zeros_like(h), torch.zeros_like(h)
         if n > 0:
             known = in_units(h.clamp(-HYPER_MAX, HYPER_MAX))
