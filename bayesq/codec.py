@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,6 +31,7 @@ from bayesq.networks.integer import check_layers, exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
 from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, information, quantize, sample_within
 from bayesq.runtime import Runtime, choose
+from bayesq.weights import pack, unpack
 
 if TYPE_CHECKING:
     from compressai.models import CompressionModel
@@ -320,7 +319,7 @@ class Codec(nn.Module):
             header["quantization"] = quantised
             if codec.reads is not None:
                 header["reads"] = codec.reads.hex()
-        data = _ordered(safetensors_bytes(state, metadata=header))
+        data = pack(state, header)
         atomic_write(path, data)
         return hashlib.sha256(data).digest()
 
@@ -336,12 +335,7 @@ class Codec(nn.Module):
             ModelError: the file is missing or damaged, or holds no codec of this version.
         """
         path = Path(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: not a readable weights file ({error})") from error
+        state, metadata = unpack(path)
         if metadata.get("format") != FORMAT:
             raise ModelError(f"{path}: not the weights of a bayesq codec of this version")
         try:
@@ -386,13 +380,3 @@ def _shares(count: int, pixels: int, length: int) -> Tensor:
     nearest = torch.arange(count).clamp_max(int(owner[-1]))
     mine = (owner[:, None] == nearest).float()
     return mine / mine.sum(0)
-
-
-def _ordered(data: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: the library shuffles them, and a file's hash names its model."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]

@@ -16,6 +16,7 @@ from torch import nn
 
 from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import Codec
+from bayesq.denoiser import Denoiser, Sizes
 from bayesq.errors import TrainingError
 from bayesq.networks.integer import IntegerConv
 from bayesq.networks.rate import LAMBDA_MAX, rate_weight
@@ -24,16 +25,20 @@ from bayesq.training.data import Crops, find_pictures
 from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 from bayesq.training.start import basis_norms, best_lapping, initialise, inverse_lapping, principal_blocks
+from bayesq.training.subjects import CodecSubject, DenoiserSubject, DenoisingLoss
 
 TINY = Architecture(8, 4, (16, 16), (1, 1), (1, 1), 16, 4)
+SUBJECTS = {"codec": CodecSubject(TINY), "denoiser": DenoiserSubject(Sizes((8, 16), 1, 1))}
 SETTINGS = Settings(steps=30, batch=2, crop=32, rate=1e-3, warmup=5, every=10, start=64)
 KILLED_RUN = """
 import torch
 from pathlib import Path
 from bayesq.architecture import Architecture
+from bayesq.denoiser import Sizes
 from bayesq.training.loop import Settings, train
+from bayesq.training.subjects import CodecSubject, DenoiserSubject
 torch.set_num_threads({threads})
-train([Path({data!r})], Path({out!r}), {settings!r}, {architecture!r}, Path({validation!r}), quiet=True)
+train([Path({data!r})], Path({out!r}), {settings!r}, {subject!r}, Path({validation!r}), quiet=True)
 """
 
 
@@ -60,11 +65,18 @@ def validation(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_run(data, validation, tmp_path_factory):
-    """The folder of a run that nothing interrupted."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert train([data], out, SETTINGS, TINY, validation, quiet=True) == out / WEIGHTS
-    return out
+def whole_runs(data, validation, tmp_path_factory):
+    """The folders of runs that nothing interrupted."""
+    folders = {name: tmp_path_factory.mktemp("runs") / name for name in SUBJECTS}
+    for name, out in folders.items():
+        assert train([data], out, SETTINGS, SUBJECTS[name], validation, quiet=True) == out / WEIGHTS
+    return folders
+
+
+@pytest.fixture(scope="module")
+def whole_run(whole_runs):
+    """The folder of a codec's run."""
+    return whole_runs["codec"]
 
 
 def start(data):
@@ -81,17 +93,18 @@ def started(data):
     return start(data).eval().requires_grad_(False)
 
 
-def test_a_killed_run_resumes_to_the_same_weights(whole_run, data, validation, tmp_path):
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_killed_run_resumes_to_the_same_weights(name, whole_runs, data, validation, tmp_path):
     out = tmp_path / "killed"
     terms = {"data": str(data), "out": str(out), "validation": str(validation), "threads": torch.get_num_threads()}
-    code = KILLED_RUN.format(**terms, settings=SETTINGS, architecture=TINY)
+    code = KILLED_RUN.format(**terms, settings=SETTINGS, subject=SUBJECTS[name])
     process = subprocess.Popen([sys.executable, "-c", code])
     while not (out / CHECKPOINT).exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    train([data], out, SETTINGS, None, validation, resume=True, quiet=True)
-    assert (out / WEIGHTS).read_bytes() == (whole_run / WEIGHTS).read_bytes()
+    train([data], out, SETTINGS, SUBJECTS[name], validation, resume=True, quiet=True)
+    assert (out / WEIGHTS).read_bytes() == (whole_runs[name] / WEIGHTS).read_bytes()
 
 
 def test_the_log_tells_rate_and_distortion(whole_run):
@@ -102,6 +115,13 @@ def test_the_log_tells_rate_and_distortion(whole_run):
     assert 0 < last["bpp_0"] < last["bpp_128"] < last["bpp_255"]
     assert all(15 < last[f"psnr_{level}"] < 60 for level in (0, 128, 255))
     assert np.isfinite(last["validation"]) and last["hours"] >= rows[0]["hours"] >= 0
+
+
+def test_training_a_denoiser_lowers_its_loss(whole_runs, data):
+    crops = Crops(find_pictures([data])).draw(16, 32, generator(5))
+    trained = Denoiser.load(whole_runs["denoiser"] / WEIGHTS)
+    losses = [DenoisingLoss(model)(crops, generator()).item() for model in (trained, Denoiser(trained.sizes))]
+    assert losses[0] < losses[1] - 0.05, losses
 
 
 def test_training_lowers_the_loss(whole_run, started, data):
@@ -169,6 +189,11 @@ def test_crops_depend_on_the_generator_alone(data):
     assert first.min() >= 0 and first.max() <= 1
 
 
+def test_rich_crops_hold_more_detail(data):
+    rich, plain = (Crops(find_pictures([data]), rich).draw(60, 32, generator()) for rich in (True, False))
+    assert rich.diff(dim=2).abs().mean() > 1.1 * plain.diff(dim=2).abs().mean()
+
+
 def test_crops_are_parts_of_the_pictures(data):
     whole = torch.from_numpy(astronaut()[:40, :40]).permute(2, 0, 1) / 255
     drawn = Crops([data / "small.png"]).draw(40, 40, generator())
@@ -188,13 +213,13 @@ def test_runs_that_cannot_start(whole_run, data, tmp_path):
     (broken / CHECKPOINT).write_bytes((whole_run / CHECKPOINT).read_bytes()[:-50])
     new, other_seed = tmp_path / "new", Settings(seed=1, crop=32)
     cases = {
-        "no such folder": lambda: train([tmp_path / "nothing"], new, SETTINGS, TINY),
-        "no pictures": lambda: train([empty], new, SETTINGS, TINY),
-        "exists": lambda: train([data], whole_run, SETTINGS, TINY),
-        "no run to resume": lambda: train([data], new, SETTINGS, resume=True),
-        "no run to resume ": lambda: train([data], broken, SETTINGS, resume=True),
-        "seeded with 0": lambda: train([data], whole_run, other_seed, resume=True),
-        "multiple of 32": lambda: train([data], new, Settings(crop=40), TINY),
+        "no such folder": lambda: train([tmp_path / "nothing"], new, SETTINGS, SUBJECTS["codec"]),
+        "no pictures": lambda: train([empty], new, SETTINGS, SUBJECTS["codec"]),
+        "exists": lambda: train([data], whole_run, SETTINGS, SUBJECTS["codec"]),
+        "no run to resume": lambda: train([data], new, SETTINGS, SUBJECTS["codec"], resume=True),
+        "no run to resume ": lambda: train([data], broken, SETTINGS, SUBJECTS["codec"], resume=True),
+        "seeded with 0": lambda: train([data], whole_run, other_seed, SUBJECTS["codec"], resume=True),
+        "multiple of 32": lambda: train([data], new, Settings(crop=40), SUBJECTS["codec"]),
         "as large as a crop": lambda: Crops([data / "small.png"]).draw(1, 64, generator()),
     }
     for message, call in cases.items():

@@ -1,4 +1,4 @@
-"""``bayesq train``: a codec from folders of photographs."""
+"""``bayesq train``: a codec or a denoiser from folders of photographs."""
 
 import argparse
 from dataclasses import fields
@@ -20,14 +20,18 @@ HELP = {
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a codec",
-        description="Trains a variable-rate codec on photographs; run it under torchrun for several processes.",
+        help="train a codec, or a denoiser",
+        description="Trains a variable-rate codec, or a denoiser, on photographs; run it under torchrun for several "
+        "processes.",
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, metavar="DIR", help="folders of photographs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--val", type=Path, metavar="DIR", help="folder of held-out pictures")
     parser.add_argument(
-        "--architecture", choices=ARCHITECTURES, default="base", help="of a new run (default: %(default)s)"
+        "--architecture",
+        choices=[*ARCHITECTURES, "denoiser"],
+        default="base",
+        help="what to train: a codec of one of two sizes, or the denoiser (default: %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads; 1 beside other work")
@@ -41,12 +45,12 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bayesq.training.loop import Settings, train
+    from bayesq.training.subjects import SUBJECTS
 
     if args.threads:
         torch.set_num_threads(args.threads)
     chosen = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
-    weights = train(
-        args.data, args.out, Settings(**chosen), ARCHITECTURES[args.architecture], args.val, args.resume, args.quiet
-    )
+    subject = SUBJECTS[args.architecture]
+    weights = train(args.data, args.out, Settings(**chosen), subject, args.val, args.resume, args.quiet)
     common.say(args, f"wrote {weights}")
     return 0

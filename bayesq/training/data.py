@@ -48,16 +48,17 @@ class Crops:
     """Random square crops with random scale, flips and transposition.
 
     Pictures are drawn by their number of pixels; half of all crops are shrunk, by up to 2, since photographs come in
-    all sizes and a shrunk one holds more detail a pixel. Of every two candidates the one with more detail is taken:
-    skies are plenty in photographs and soon learned. Decoded pictures stay in memory up to ``CACHE_PIXELS`` in all.
+    all sizes and a shrunk one holds more detail a pixel. Decoded pictures stay in memory up to ``CACHE_PIXELS`` in all.
     What is drawn depends on the generator alone.
 
     Args:
         paths: Picture files; those smaller than a crop are left out.
+        rich: Of every two candidates take the one with more detail: skies are plenty in photographs, and soon learned
+            by a codec.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    def __init__(self, paths: Sequence[Path], rich: bool = True) -> None:
+        self.paths, self.rich = list(paths), rich
         self._cache: dict[int, Tensor] = {}
         self._cached_pixels = 0
         sizes = []
@@ -85,10 +86,11 @@ class Crops:
         weights = (self._sizes.prod(1) * (self._sizes.amin(1) >= size)).double()
         if not weights.any():
             raise TrainingError(f"no picture is as large as a crop of {size} x {size}")
-        numbers = torch.multinomial(weights, 2 * count, replacement=True, generator=generator)
-        pairs = [self._candidate(number, size, generator) for number in numbers.tolist()]
-        crops = [max(pair, key=detail) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
-        return torch.stack(crops).float() / 255
+        of = 2 if self.rich else 1
+        numbers = torch.multinomial(weights, of * count, replacement=True, generator=generator)
+        crops = [self._candidate(number, size, generator) for number in numbers.tolist()]
+        chosen = [max(crops[place : place + of], key=detail) for place in range(0, len(crops), of)]
+        return torch.stack(chosen).float() / 255
 
     def _candidate(self, number: int, size: int, generator: torch.Generator) -> Tensor:
         picture = self._picture(number)

@@ -15,6 +15,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,29 +24,24 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from bayesq.architecture import Architecture
-from bayesq.codec import Codec
 from bayesq.errors import TrainingError
 from bayesq.io import atomic_write
-from bayesq.networks.rate import rate_weight
 from bayesq.training.data import Crops, find_pictures, read_rgb
-from bayesq.training.loss import RateDistortionLoss, draw_levels
 from bayesq.training.muon import Muon, is_kernel
-from bayesq.training.start import initialise
+from bayesq.training.subjects import Subject
 
 CHECKPOINT, WEIGHTS, LOG = "checkpoint.safetensors", "weights.safetensors", "log.csv"
 MOMENTS = "mean", "exp_avg", "exp_avg_sq"
-VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on besides its pictures and its architecture.
+    """What a run depends on besides its pictures and its subject.
 
     Attributes:
         steps: Length of the run.
         batch: Crops per step and process.
-        crop: Side of the square crops, pixels, a multiple of the codec's padding.
+        crop: Side of the square crops, pixels, a multiple of the networks' padding.
         rate: Peak learning rate, of Muon for the kernels of convolutions and of Adam for all else.
         warmup: Steps of linear warm-up.
         decay: Share of the run, at its end, over which the rate falls to 1/50 along a cosine.
@@ -85,28 +81,22 @@ class Progress:
     log: tuple[dict[str, float], ...]
 
 
-def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16"))
-
-
 def train(
     data: list[Path],
     out: Path,
     settings: Settings,
-    architecture: Architecture | None = None,
+    subject: Subject,
     validation: Path | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Path:
-    """Trains a codec; returns the path of its weights, which exist from the first checkpoint on.
+    """Trains networks; returns the path of their weights, which exist from the first checkpoint on.
 
     Args:
         data: Folders of photographs.
         out: Folder of the run: checkpoint, exported weights and ``log.csv``.
         settings: See ``Settings``; a resumed run may change all but the seed.
-        architecture: Sizes of the networks of a new run.
+        subject: What to train; a resumed run keeps its sizes.
         validation: Folder of held-out pictures.
         resume: Continue the run in ``out``; without it ``out`` must hold none.
         quiet: No progress bar.
@@ -118,16 +108,17 @@ def train(
     if world > 1:
         dist.init_process_group("gloo")
     try:
-        crops = Crops(find_pictures(data))
-        trainer = _Trainer(crops, settings, rank)
+        crops = Crops(find_pictures(data), subject.rich)
+        trainer = _Trainer(subject, crops, settings, rank)
         checkpoint = out / CHECKPOINT
         if resume:
             trainer.restore(checkpoint)
         elif checkpoint.exists():
             raise TrainingError(f"{checkpoint} exists: resume it, or choose another folder")
         else:
-            trainer.start(architecture or Architecture())
-        held_out = [read_rgb(path) for path in find_pictures([validation])] if validation else []
+            trainer.start()
+        paths = find_pictures([validation]) if validation else []
+        held_out = [read_rgb(path)[None].float() / 255 for path in paths]
         _run(trainer, out, held_out, world, quiet or rank > 0)
     finally:
         if world > 1:
@@ -137,12 +128,12 @@ def train(
 
 def _run(trainer: _Trainer, out: Path, held_out: list[Tensor], world: int, quiet: bool) -> None:
     settings = trainer.settings
-    loss = RateDistortionLoss(trainer.codec, bfloat16_is_fast())
-    model = nn.parallel.DistributedDataParallel(loss) if world > 1 else loss
+    criterion = trainer.subject.criterion(trainer.model)
+    criterion = nn.parallel.DistributedDataParallel(criterion) if world > 1 else criterion
     bar = tqdm(total=settings.steps, initial=trainer.progress.step, unit="step", disable=True if quiet else None)
     with bar:
         while trainer.progress.step < settings.steps:
-            value = trainer.step(model)
+            value = trainer.step(criterion)
             bar.update()
             bar.set_postfix(loss=f"{value:.3f}")
             step = trainer.progress.step
@@ -152,27 +143,27 @@ def _run(trainer: _Trainer, out: Path, held_out: list[Tensor], world: int, quiet
 
 
 class _Trainer:
-    """Everything a checkpoint holds: the codec, its average, the optimiser and the progress."""
+    """Everything a checkpoint holds: the networks, their average, the optimisers and the progress."""
 
-    def __init__(self, crops: Crops, settings: Settings, rank: int) -> None:
-        self.crops, self.settings, self.rank = crops, settings, rank
+    def __init__(self, subject: Subject, crops: Crops, settings: Settings, rank: int) -> None:
+        self.subject, self.crops, self.settings, self.rank = subject, crops, settings, rank
         self.progress = Progress(0, 0.0, ())
         self.lost = 0
 
-    def start(self, architecture: Architecture) -> None:
+    def start(self) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
-            self._adopt(Codec.build(architecture))
+            self._adopt(self.subject.build())
         generator = torch.Generator().manual_seed(self.settings.seed)
-        initialise(self.codec, self.crops, generator, self.settings.start)
-        self.average.load_state_dict(self.codec.state_dict())
+        self.subject.start(self.model, self.crops, generator, self.settings.start)
+        self.average.load_state_dict(self.model.state_dict())
 
-    def _adopt(self, codec: Codec) -> None:
-        if self.settings.crop % codec.multiple:
-            raise TrainingError(f"the side of a crop must be a multiple of {codec.multiple}, not {self.settings.crop}")
-        self.codec, self.average = codec, copy.deepcopy(codec).requires_grad_(False)
-        kernels = [parameter for parameter in codec.parameters() if is_kernel(parameter)]
-        others = [parameter for parameter in codec.parameters() if not is_kernel(parameter)]
+    def _adopt(self, model: Any) -> None:
+        if self.settings.crop % model.multiple:
+            raise TrainingError(f"the side of a crop must be a multiple of {model.multiple}, not {self.settings.crop}")
+        self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
+        kernels = [parameter for parameter in model.parameters() if is_kernel(parameter)]
+        others = [parameter for parameter in model.parameters() if not is_kernel(parameter)]
         rate = self.settings.rate
         self.optimisers = Muon(kernels, lr=rate), torch.optim.Adam(others, lr=rate, fused=True)
 
@@ -180,7 +171,7 @@ class _Trainer:
         place = (self.settings.seed << 40) + (self.progress.step << 12) + self.rank
         return torch.Generator().manual_seed(place)
 
-    def step(self, model: nn.Module) -> float:
+    def step(self, criterion: nn.Module) -> float:
         """One step; returns the loss before it.
 
         A gradient that is not finite leaves the weights as they are. Raises TrainingError if ten in a row are not.
@@ -191,9 +182,9 @@ class _Trainer:
                 group["lr"] = settings.learning_rate(self.progress.step)
             optimiser.zero_grad()
         x = self.crops.draw(settings.batch, settings.crop, generator)
-        loss = model(x, draw_levels(settings.batch, generator), generator).loss.mean()
+        loss = criterion(x, generator)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         self.lost = 0 if torch.isfinite(norm) else self.lost + 1
         if self.lost == 10:
             raise TrainingError(f"no finite gradient at step {self.progress.step}: resume at a smaller --rate")
@@ -203,53 +194,34 @@ class _Trainer:
         step = self.progress.step + 1
         decay = min(settings.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.codec.parameters()), 1 - decay)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         self.progress = replace(self.progress, step=step, seconds=self.progress.seconds + time.perf_counter() - began)
         return float(loss.detach())
 
     @torch.inference_mode()
     def validate(self, loss: float, held_out: list[Tensor]) -> None:
-        """Adds a row to the log: rate and distortion of the averaged weights on held-out pictures."""
+        """Adds a row to the log: the scores of the averaged weights on held-out pictures."""
         row = {
             "step": self.progress.step,
             "hours": round(self.progress.seconds / 3600, 4),
             "learning_rate": self.settings.learning_rate(self.progress.step),
             "loss": loss,
         }
-        for level in VALIDATION_LEVELS if held_out else ():
-            bits = pixels = error = 0.0
-            for picture in held_out:
-                x = picture[None].float() / 255
-                decoded, cost = self.average.reconstruct(x, level)
-                bits, pixels = bits + cost, pixels + x[0, 0].numel()
-                error += float((decoded - x).square().mean()) * x[0, 0].numel()
-            row[f"bpp_{level}"], row[f"psnr_{level}"] = bits / pixels, -10 * math.log10(error / pixels)
-        if held_out:
-            row["validation"] = self._validation_loss(row)
+        row |= self.subject.scores(self.average, held_out) if held_out else {}
         self.progress = replace(self.progress, log=(*self.progress.log, row))
-
-    @staticmethod
-    def _validation_loss(row: dict[str, float]) -> float:
-        """Mean over the levels of log(λ·255²·MSE + bpp)."""
-        weights = rate_weight(torch.tensor(VALIDATION_LEVELS)).tolist()
-        losses = [
-            weight * 255**2 * 10 ** (-row[f"psnr_{level}"] / 10) + row[f"bpp_{level}"]
-            for level, weight in zip(VALIDATION_LEVELS, weights, strict=True)
-        ]
-        return sum(map(math.log, losses)) / len(losses)
 
     def save(self, out: Path) -> None:
         """Writes weights, log and checkpoint, each atomically; the last, so that a resumed run rewrites the others."""
         out.mkdir(parents=True, exist_ok=True)
-        state = {f"codec.{name}": tensor for name, tensor in self.codec.state_dict().items()}
+        state = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         state |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for name, parameter in self.codec.named_parameters():
+        for name, parameter in self.model.named_parameters():
             moments = {
                 key: value for optimiser in self.optimisers for key, value in optimiser.state.get(parameter, {}).items()
             }
             state |= {f"{key}.{name}": moments[key] for key in MOMENTS if key in moments}
         header = {
-            "architecture": json.dumps(asdict(self.codec.architecture)),
+            "sizes": self.subject.sizes(self.model),
             "settings": json.dumps(asdict(self.settings)),
             "progress": json.dumps(asdict(self.progress)),
         }
@@ -264,18 +236,18 @@ class _Trainer:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata()
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            architecture = Architecture.from_json(header["architecture"])
+            model = self.subject.build(header["sizes"])
             progress, settings = json.loads(header["progress"]), json.loads(header["settings"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path}: no run to resume ({error})") from error
         if settings["seed"] != self.settings.seed:
             raise TrainingError(f"{path}: the run was seeded with {settings['seed']}, not {self.settings.seed}")
-        self._adopt(Codec.build(architecture))
-        for part, module in (("codec.", self.codec), ("average.", self.average)):
+        self._adopt(model)
+        for part, module in (("model.", self.model), ("average.", self.average)):
             module.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
         self.progress = Progress(progress["step"], progress["seconds"], tuple(progress["log"]))
         muon, adam = self.optimisers
-        for name, parameter in self.codec.named_parameters():
+        for name, parameter in self.model.named_parameters():
             moments = {
                 key: torch.empty_like(parameter).copy_(state[f"{key}.{name}"])
                 for key in MOMENTS

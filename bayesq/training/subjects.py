@@ -1,0 +1,167 @@
+"""What a run can train: how it is built and started, its loss, and what its log tells."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bayesq.architecture import ARCHITECTURES, Architecture
+from bayesq.codec import Codec
+from bayesq.denoiser import SIGMAS, SPREAD, Denoiser, Sizes
+from bayesq.networks.rate import rate_weight
+from bayesq.training.data import Crops
+from bayesq.training.loss import RateDistortionLoss, draw_levels
+from bayesq.training.start import initialise
+
+VALIDATION_LEVELS = (0, 64, 128, 191, 255)
+VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
+ERROR_WEIGHT = 0.1
+ERROR_FLOOR = 1e-4
+
+
+class Subject(Protocol):
+    """What a run trains.
+
+    Attributes:
+        rich: Whether it is trained on the richer of two crops; see ``Crops``.
+    """
+
+    rich: ClassVar[bool]
+
+    def build(self, sizes: str | None = None) -> Any:
+        """Untrained networks; of the sizes that ``sizes`` gave, or the subject's own."""
+        ...
+
+    def sizes(self, model: Any) -> str:
+        """Their sizes as JSON."""
+        ...
+
+    def start(self, model: Any, crops: Crops, generator: torch.Generator, count: int) -> None:
+        """Sets weights by the statistics of so many crops."""
+        ...
+
+    def criterion(self, model: Any) -> nn.Module:
+        """A module around the networks: called with crops ``(B, 3, H, W)`` and a generator it gives their loss."""
+        ...
+
+    def scores(self, model: Any, pictures: Sequence[Tensor]) -> dict[str, float]:
+        """Columns of the log, from held-out pictures ``(1, 3, H, W)``; the last is the smaller, the better."""
+        ...
+
+
+@dataclass(frozen=True)
+class CodecSubject:
+    """A variable-rate codec; its log has rate and distortion at a few levels, and the mean of their log losses."""
+
+    architecture: Architecture = field(default_factory=Architecture)
+    rich: ClassVar[bool] = True
+
+    def build(self, sizes: str | None = None) -> Codec:
+        return Codec.build(Architecture.from_json(sizes) if sizes else self.architecture)
+
+    def sizes(self, model: Codec) -> str:
+        assert model.architecture
+        return json.dumps(asdict(model.architecture))
+
+    def start(self, model: Codec, crops: Crops, generator: torch.Generator, count: int) -> None:
+        initialise(model, crops, generator, count)
+
+    def criterion(self, model: Codec) -> nn.Module:
+        return _CodecLoss(model)
+
+    def scores(self, model: Codec, pictures: Sequence[Tensor]) -> dict[str, float]:
+        row: dict[str, float] = {}
+        losses = []
+        for level, weight in zip(VALIDATION_LEVELS, rate_weight(torch.tensor(VALIDATION_LEVELS)).tolist(), strict=True):
+            bits = pixels = error = 0.0
+            for x in pictures:
+                decoded, cost = model.reconstruct(x, level)
+                bits, pixels = bits + cost, pixels + x[0, 0].numel()
+                error += float((decoded - x).square().mean()) * x[0, 0].numel()
+            row[f"bpp_{level}"], row[f"psnr_{level}"] = bits / pixels, -10 * math.log10(error / pixels)
+            losses.append(math.log(weight * 255**2 * error / pixels + bits / pixels))
+        return {**row, "validation": sum(losses) / len(losses)}
+
+
+class _CodecLoss(nn.Module):
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.loss = RateDistortionLoss(codec, bfloat16_is_fast())
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return self.loss(x, draw_levels(len(x), generator), generator).loss.mean()
+
+
+@dataclass(frozen=True)
+class DenoiserSubject:
+    """A denoiser; its log has the mean PSNR at a few levels of noise, and minus the mean of those."""
+
+    network: Sizes = field(default_factory=Sizes)
+    rich: ClassVar[bool] = False
+
+    def build(self, sizes: str | None = None) -> Denoiser:
+        return Denoiser(Sizes.from_json(sizes) if sizes else self.network)
+
+    def sizes(self, model: Denoiser) -> str:
+        return json.dumps(asdict(model.sizes))
+
+    def start(self, model: Denoiser, crops: Crops, generator: torch.Generator, count: int) -> None:
+        """Nothing: the networks start at random."""
+
+    def criterion(self, model: Denoiser) -> nn.Module:
+        return DenoisingLoss(model)
+
+    def scores(self, model: Denoiser, pictures: Sequence[Tensor]) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for place, sigma in enumerate(VALIDATION_SIGMAS):
+            generator, found = torch.Generator().manual_seed(place), []
+            for x in pictures:
+                noise = sigma / 255 * torch.randn(x.shape, generator=generator)
+                found.append(-10 * math.log10(float((model(x + noise, sigma / 255) - x).square().mean())))
+            row[f"psnr_{sigma:g}"] = sum(found) / len(found)
+        return {**row, "validation": -sum(row.values()) / len(row)}
+
+
+class DenoisingLoss(nn.Module):
+    """Log of the mean square error of each crop, and the likelihood of the errors under the deviations foretold.
+
+    The logarithm makes all levels of noise, and all crops, count alike, as their PSNR does. Errors in the likelihood
+    are taken as given, so that the mean is not drawn to what is easy to foretell.
+
+    Args:
+        denoiser: What is trained.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean loss of pictures ``(B, 3, H, W)``, each in noise of a level of its own."""
+        low, high = SIGMAS
+        places = (torch.arange(len(x)) + torch.rand(len(x), generator=generator)) / len(x)
+        sigma = low * (high / low) ** places
+        noise = sigma.view(-1, 1, 1, 1)
+        mean, std = self.denoiser.moments(x + noise * torch.randn(x.shape, generator=generator), sigma)
+        error, scale = (mean - x).square(), sigma.square() / (1 + (sigma / SPREAD).square())
+        relative = error.flatten(1).mean(1) / scale
+        surprise = (error.detach() / (2 * std.square()) + std.log()).flatten(1).mean(1) - scale.log() / 2
+        return ((relative + ERROR_FLOOR).log() + ERROR_WEIGHT * surprise).mean()
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16"))
+
+
+SUBJECTS: dict[str, Subject] = {
+    **{name: CodecSubject(architecture) for name, architecture in ARCHITECTURES.items()},
+    "denoiser": DenoiserSubject(),
+}
