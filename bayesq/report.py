@@ -70,7 +70,7 @@ def render(
     if measurement is not None:
         measurement = measurement[:1] if measurement.ndim == 4 and measurement.shape[1] in CHANNELS else None
     told = {
-        "Quality of the prior": f"{restoration.quality:.0f} of 100",
+        "Quality of the prior": "–" if restoration.quality is None else f"{restoration.quality:.0f} of 100",
         "Inference": f"{len(restoration.trace)} steps, {restoration.seconds:.1f} s",
     }
     data: dict[str, Any] = {

@@ -19,7 +19,7 @@ from bayesq.calibration import of_model
 from bayesq.cells import Cell
 from bayesq.codec import Codec
 from bayesq.errors import ImageError, OperatorError
-from bayesq.inference import VBLE, Algorithm, Info, Posterior
+from bayesq.inference import DAPS, VBLE, Algorithm, Info, Posterior
 from bayesq.inference.splitting import split
 from bayesq.io import atomic_write
 from bayesq.likelihoods import DecoderError, Likelihood, from_physics
@@ -47,9 +47,9 @@ class Restoration:
         std: Posterior standard deviation of each value, same shape, image units.
         samples: Pictures drawn from the posterior ``(n, B, 3, H, W)``. These and std are recalibrated if the model
             comes with a calibration (``bayesq.calibration``).
-        cells: The latents' cells on the first grid, in the order of the prior's walk.
+        cells: The latents' cells on the first grid, in the order of the prior's walk; none where pixels were searched.
         trace: One entry a step of the inference, grid after grid.
-        quality: The prior's quality, 0 to 100.
+        quality: The prior's quality, 0 to 100; None where the prior is no codec.
         seconds: Time that inference and sampling took.
     """
 
@@ -58,7 +58,7 @@ class Restoration:
     samples: Tensor
     cells: list[Cell]
     trace: tuple[Info, ...]
-    quality: float
+    quality: float | None
     seconds: float
 
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -129,8 +129,8 @@ def restore(
     codec: Codec | None = None,
     likelihood: Likelihood | None = None,
     quality: float | None = None,
-    algorithm: Callable[[Posterior, int], Algorithm[Any]] = VBLE,
-    steps: int = STEPS,
+    algorithm: Callable[[Posterior, int], Algorithm[Any]] | None = None,
+    steps: int | None = None,
     grids: int = len(OFFSETS),
     samples: int = SAMPLES,
     prior_weight: float = PRIOR_WEIGHT,
@@ -143,17 +143,20 @@ def restore(
     Args:
         y: Measurement of B pictures, in the shape that ``physics`` gives it.
         physics: The operator; its ``noise_model`` says how much to trust y.
-        codec: Prior of the pictures; by default the shipped base model.
+        codec: Prior of the pictures, for algorithms on its latents; by default the shipped base model.
         likelihood: p(y | x); by default that of ``physics`` and its noise model.
         quality: Quality of the prior, 0 to 100; by default chosen from the noise level (``default_quality``).
-        algorithm: ``VBLE`` for a posterior, ``MAPz`` for a point estimate, or any ``Algorithm`` of a ``Posterior``.
-        steps: Iterations on the first grid; each later one starts from the mean found so far and takes 2/5 of them.
+        algorithm: Any ``Algorithm`` of a ``Posterior``: ``DAPS``, with the shipped denoiser for prior, or ``VBLE``, or
+            ``MAPz`` for a point estimate. By default the best for the problem (``default_algorithm``), or ``VBLE`` if
+            a codec or a quality is asked for.
+        steps: Iterations on the first grid, by default 50 or the algorithm's own default; each later one starts from
+            the mean found so far and takes 2/5 of them.
         grids: Positions of the picture on the codec's grid, 1 to 4. The prior is not quite invariant under translation;
             an equal mixture of priors is. It shows no block borders, gains some tenths of a decibel, and its samples
-            spread more truly.
+            spread more truly. Algorithms on pixels have no grid, and search once.
         samples: Posterior samples to draw, at least 2.
         prior_weight: Power of the prior; 1 is Bayes' rule, and less makes up for what the prior does not know.
-        calibrated: Spread the samples as the model's calibration says, where it has one and the algorithm is ``VBLE``.
+        calibrated: Spread the samples of ``DAPS`` and ``VBLE`` as the model's calibration says, where it has one.
         generator: Source of all randomness; by default seeded with 0.
         progress: Show a progress bar on stderr.
 
@@ -166,22 +169,28 @@ def restore(
     began = time.perf_counter()
     if not torch.isfinite(y).all():
         raise ImageError("the measurement holds values that are not finite")
-    if samples < 2 or steps < 1:
+    if samples < 2 or (steps is not None and steps < 1):
         raise OperatorError(f"an uncertainty takes at least 2 samples and 1 step, not {samples} and {steps}")
     if not 1 <= grids <= len(OFFSETS):
         raise OperatorError(f"the number of grids must be 1 to {len(OFFSETS)}, not {grids}")
     if not 0 < prior_weight < math.inf:
         raise OperatorError(f"the prior's weight must be positive and finite, not {prior_weight}")
     y = y.float()
-    codec = codec or zoo.load()
     likelihood = likelihood or from_physics(physics)
+    if algorithm is None:
+        algorithm = VBLE if codec or quality is not None else default_algorithm(physics, likelihood)
+    on_pixels = getattr(algorithm, "func", algorithm) is DAPS  # func: a partial's
+    steps = steps or (DAPS.default_steps if on_pixels else STEPS)
+    codec = codec or zoo.shared()
     generator = generator or torch.Generator().manual_seed(0)
     level = level_of(default_quality(physics) if quality is None else quality)
     if DecoderError.takes(likelihood):
         likelihood = DecoderError(likelihood, decoder_error(level))
-    x0 = _first_picture(y, physics, likelihood, codec, level)
+    x0 = _quick_estimate(y, physics)
+    if not on_pixels:
+        x0 = _improve(x0, y, physics, likelihood, codec, level)
     posterior = Posterior(y, likelihood, codec, torch.full((len(x0),), level), (x0.shape[2], x0.shape[3]), prior_weight)
-    offsets = OFFSETS[: min(grids, samples)]
+    offsets = OFFSETS[: 1 if on_pixels else min(grids, samples)]
     counts = [steps] + [math.ceil(LATER_SHARE * steps)] * (len(offsets) - 1)
     draws: list[Tensor] = []
     trace: list[Info] = []
@@ -197,26 +206,33 @@ def restore(
             draws.append(search.sample(state, len(range(place, samples, len(offsets))), generator))
             cells = cells or [Cell(cell.centre.detach(), cell.width.detach()) for cell in search.cells(state)]
     pictures = torch.cat(draws)
-    correction = of_model(codec) if calibrated and algorithm is VBLE else None
     restoration = Restoration(
         mean=pictures.mean(0),
         std=pictures.std(0),
         samples=pictures,
         cells=cells,
         trace=tuple(trace),
-        quality=quality_of(level),
+        quality=None if on_pixels else quality_of(level),
         seconds=time.perf_counter() - began,
     )
+    prior = search.denoiser if isinstance(search, DAPS) else codec if algorithm is VBLE else None
+    correction = of_model(prior) if calibrated and prior else None
     return correction.correct(restoration, physics) if correction else restoration
 
 
-def _first_picture(y: Tensor, physics: Physics, likelihood: Likelihood, codec: Codec, level: int) -> Tensor:
-    """The operator's quick estimate, improved by splitting, or by coding it so coarsely that most noise is lost.
+def default_algorithm(physics: Physics, likelihood: Likelihood) -> type[DAPS | VBLE]:
+    """``DAPS`` where white Gaussian noise of a known level is all that is the matter, else ``VBLE``.
 
-    Started from a clean picture, a search ends higher than from a noisy one, for denoising by more than a decibel.
+    The shipped denoiser removes noise better than the codec's latents explain it away, by about a decibel; as a prior
+    for blurs the two are on a par, and ``VBLE`` knows better what it does not know.
     """
     from deepinv.physics import Denoising
 
+    return DAPS if isinstance(physics, Denoising) and DecoderError.takes(likelihood) else VBLE
+
+
+def _quick_estimate(y: Tensor, physics: Physics) -> Tensor:
+    """The operator's own, by which it is also seen whether the measurement fits it."""
     misfit = OperatorError(f"a measurement of shape {tuple(y.shape)} does not fit the operator and colour pictures")
     try:
         x0 = initial_image(y, physics)
@@ -225,6 +241,17 @@ def _first_picture(y: Tensor, physics: Physics, likelihood: Likelihood, codec: C
         raise misfit from error
     if not fits:
         raise misfit
+    return x0
+
+
+def _improve(x0: Tensor, y: Tensor, physics: Physics, likelihood: Likelihood, codec: Codec, level: int) -> Tensor:
+    """A first estimate improved by splitting, or by coding it so coarsely that most noise is lost.
+
+    Started from a clean picture, a search of latents ends higher than from a noisy one, for denoising by more than a
+    decibel.
+    """
+    from deepinv.physics import Denoising
+
     if isinstance(likelihood, DecoderError) and not isinstance(physics, Denoising):
         return split(y, physics, likelihood.sigma, codec, x0)
     coarse = min(level, level_of_noise(_sigma(physics)))

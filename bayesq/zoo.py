@@ -20,6 +20,7 @@ from bayesq.resources import models_dir
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
+    from bayesq.denoiser import Denoiser
 
 HEAD_MAX = 2**24
 _loading = Lock()
@@ -37,6 +38,8 @@ class Entry:
     """The weights, relative to the models folder, or an absolute path."""
     sha256: str
     description: str
+    kind: str = "codec"
+    """``codec``, or ``denoiser``."""
 
 
 def manifest() -> list[Entry]:
@@ -87,13 +90,23 @@ def shared(name: str = "base") -> Codec:
         return _loaded(name, sha256(name))
 
 
+def denoiser(name: str = "denoiser") -> Denoiser:
+    """The denoiser of that name or path, the same for all who ask in this process. Nobody may change it.
+
+    Raises:
+        ModelError: as ``load``.
+    """
+    with _loading:
+        return _loaded_denoiser(name, sha256(name))
+
+
 def sha256(name: str) -> str:
     """The SHA-256 of a model's weights, 64 hexadecimal digits; ``name`` as for ``load``. Needs no torch.
 
     Raises:
         ModelError: the model is unknown, or the path has no weights file.
     """
-    return _own(Path(name)).sha256 if name.endswith(".safetensors") else _called(name).sha256
+    return _entry(name).sha256
 
 
 def model_id(name: str) -> str:
@@ -102,12 +115,32 @@ def model_id(name: str) -> str:
     Raises:
         ModelError: as ``sha256``.
     """
-    return (_own(Path(name)) if name.endswith(".safetensors") else _called(name)).id
+    return _entry(name).id
+
+
+def kind(name: str) -> str:
+    """What a model is, ``codec`` or ``denoiser``; ``name`` as for ``load``. Needs no torch.
+
+    Raises:
+        ModelError: as ``sha256``.
+    """
+    return _entry(name).kind
 
 
 @lru_cache(maxsize=4)
 def _loaded(name: str, _sha256: str) -> Codec:
     return load(name)
+
+
+@lru_cache(maxsize=4)
+def _loaded_denoiser(name: str, sha256: str) -> Denoiser:
+    from bayesq.denoiser import Denoiser
+
+    return Denoiser.load(_checked(models_dir() / _entry(name).file, sha256))
+
+
+def _entry(name: str) -> Entry:
+    return _own(Path(name)) if name.endswith(".safetensors") else _called(name)
 
 
 def _called(name: str) -> Entry:
@@ -123,17 +156,21 @@ def _own(path: Path) -> Entry:
         digest = _digest(path, path.stat().st_mtime_ns)
     except OSError as error:
         raise ModelError(f"{path}: no such weights file") from error
-    return Entry(path.parent.name, _reads(path) or digest[:16], str(path), digest, str(path))
+    head = _head(path)
+    model_id = head.get("reads") or digest[:16]
+    kind = "denoiser" if str(head.get("format")).startswith("bayesq-denoiser") else "codec"
+    return Entry(path.parent.name, model_id, str(path), digest, str(path), kind)
 
 
-def _reads(path: Path) -> str | None:
-    """The id that a quantised model shares with the one it was made of, from the head of its weights file."""
+def _head(path: Path) -> dict[str, str]:
+    """The metadata of a weights file; empty if there are none."""
     try:
         with open(path, "rb") as file:
-            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEAD_MAX)))
-        return bytes.fromhex(head["__metadata__"]["reads"]).hex()
-    except (ValueError, KeyError, TypeError):
-        return None
+            head = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEAD_MAX)))["__metadata__"]
+        bytes.fromhex(head.get("reads", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return dict(head)
 
 
 @lru_cache(maxsize=64)
@@ -142,14 +179,19 @@ def _digest(path: Path, _modified: int) -> str:
 
 
 def _read(path: Path, sha256: str | None = None) -> Codec:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such weights file")
-    digest = hashlib.sha256(path.read_bytes()).digest()
-    if sha256 is not None and digest.hex() != sha256:
-        raise ModelError(f"{path}: the weights are damaged (their SHA-256 is not the manifest's)")
     from bayesq.codec import Codec
 
+    digest = hashlib.sha256(_checked(path, sha256).read_bytes()).digest()
     return Codec.load(path, digest)
+
+
+def _checked(path: Path, sha256: str | None) -> Path:
+    """The path, of a file that is there and has that SHA-256 if one is given."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file")
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ModelError(f"{path}: the weights are damaged (their SHA-256 is not the manifest's)")
+    return path
 
 
 def _at_hand() -> str:

@@ -101,15 +101,16 @@ def test_measure_gives_a_score_a_picture(codec, pictures):
     blur = Rival("copy", ("denoise",), (1.0,), lambda y, physics, _: y)
     other = replace(blur, name="other", tasks=("deblur",))
     scores = restore.measure(codec, task, pictures, rivals=[blur, other], quality=30, steps=8, samples=8)
-    start, vble, point, copy = scores
-    assert [score.method for score in scores] == ["start", "VBLE", "MAP-z", "copy"]
+    start, daps, vble, point, copy = scores
+    assert [score.method for score in scores] == ["start", "DAPS", "VBLE", "MAP-z", "copy"]
     assert all(len(score.psnr) == len(score.ssim) == len(score.seconds) == 2 for score in scores)
-    assert min(vble.psnr) > max(start.psnr) + 2 and min(point.psnr) > max(start.psnr) + 2
+    assert all(min(ours.psnr) > max(start.psnr) + 2 for ours in (daps, vble, point))
     assert copy.psnr == start.psnr and copy.parameter == 1
-    assert [score.uncertainty is None for score in scores] == [True, False, True, True]
-    for shares, std, rmse in zip(*vars(vble.uncertainty).values(), strict=True):
-        assert len(shares) == len(LEVELS) and shares == sorted(shares)
-        assert 0.1 < std / rmse < 10
+    assert [score.uncertainty is None for score in scores] == [True, False, False, True, True]
+    for found in (daps.uncertainty, vble.uncertainty):
+        for shares, std, rmse in zip(*vars(found).values(), strict=True):
+            assert len(shares) == len(LEVELS) and shares == sorted(shares)
+            assert 0.1 < std / rmse < 10
 
 
 def test_command_prints_tables_and_writes_json(tmp_path, folder, codec, capsys):
@@ -123,8 +124,8 @@ def test_command_prints_tables_and_writes_json(tmp_path, folder, codec, capsys):
     content = json.loads(out.read_text())
     assert content["pictures"] == ["astronaut.png"] and content["seed"] == 0 and content["steps"] == 2
     assert content["sigmas"] == {"denoise": 0.1, "superres": 0.1}
-    assert [(s["task"], s["method"]) for s in content["scores"][:2]] == [("denoise", "start"), ("denoise", "VBLE")]
-    assert len(content["scores"]) == 6
+    assert [(s["task"], s["method"]) for s in content["scores"][:2]] == [("denoise", "start"), ("denoise", "DAPS")]
+    assert len(content["scores"]) == 8
 
 
 def test_the_suite_of_vble_is_ten_problems_and_noise():

@@ -13,6 +13,7 @@ from bayesq import calibration, files, metrics, operators
 from bayesq.calibration import Calibration, Problem, Trial, finest_detail, fit, of_model
 from bayesq.cli import main
 from bayesq.codec import Codec
+from bayesq.denoiser import Denoiser, Sizes
 from bayesq.errors import ModelError
 from bayesq.io import read_image, to_tensor
 from bayesq.resources import data_dir
@@ -155,6 +156,17 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err
+
+
+def test_the_command_calibrates_a_denoiser(tmp_path, capsys):
+    denoiser = Denoiser(Sizes((8, 16), 1, 1))
+    denoiser.save(tmp_path / "weights.safetensors")
+    options = ["--limit", "1", "--crop", "32", "--samples", "4", "--steps", "1", "--motion", "motion:3,20"]
+    assert main(["calibrate", "--data", str(data_dir()), "-m", str(tmp_path / "weights.safetensors"), *options]) == 0
+    found = of_model(Denoiser.load(tmp_path / "weights.safetensors"))
+    assert found is not None and len(found.scales) == 18
+    assert found.file_scales == (1.0,) * len(calibration.FILE_LEVELS)
+    assert "Files" not in capsys.readouterr().err
 
 
 def test_deviations_of_files_are_scaled_to_their_errors(tiny_codec, tmp_path, generator):

@@ -175,11 +175,33 @@ def test_point_estimate(spoilt, photo, restore, tmp_path, capsys):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms_have_names(name, spoilt, photo, restore, tmp_path, capsys):
     """Each takes the picture a little way; a bound is told where there is one."""
-    restore.options = [*restore.options[:2], "--steps", "6", "--samples", "2", "--quality", "20"]
+    prior = [] if name == "daps" else [*restore.options[:2], "--quality", "20"]
+    restore.options = [*prior, "--steps", "6", "--samples", "2"]
     assert restore("denoise", spoilt, tmp_path / "x.png", *NOISE, "--algorithm", name, "--json") == 0
     assert psnr(photo, tmp_path / "x.png") > psnr(photo, spoilt)
     told = json.loads(capsys.readouterr().out)
-    assert told["algorithm"] == name and (told["elbo"] is None) == (name in ("red-diff", "scoredvi"))
+    assert told["algorithm"] == name and (told["elbo"] is None) == (name in ("daps", "red-diff", "scoredvi"))
+
+
+@pytest.mark.parametrize(
+    ("options", "algorithm", "model"),
+    [([], "daps", "denoiser"), (["-q", "20"], "vble", "base"), (["-m", "denoiser"], "daps", "denoiser")],
+)
+def test_the_algorithm_follows_from_what_is_asked_for(options, algorithm, model, spoilt, tmp_path, capsys):
+    argv = ["denoise", str(spoilt), str(tmp_path / "x.png"), *NOISE, "--steps", "1", "--samples", "2", "--json"]
+    assert main(["restore", *argv, *options, "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["algorithm"], told["model"]) == (algorithm, model)
+    assert (told["quality"] is None) == (algorithm == "daps")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(["-q", "20"], "has no quality"), (["-m", "base"], "not the weights of a denoiser")]
+)
+def test_daps_takes_no_codec(options, message, spoilt, tmp_path, capsys):
+    argv = ["restore", "denoise", str(spoilt), str(tmp_path / "x.png"), "--algorithm", "daps", *options]
+    assert main(argv) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])

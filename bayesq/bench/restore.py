@@ -1,4 +1,4 @@
-"""Restoration of pictures degraded on purpose: the posterior's mean, the point estimate, and rivals, side by side.
+"""Restoration of pictures degraded on purpose: posterior means, the point estimate, and rivals, side by side.
 
 All methods of a run see the same measurements. PSNR and SSIM are of pictures clipped to [0, 1], without the border
 that is asked to be left out; coverage is of the noise-free truth by central intervals of the posterior samples.
@@ -24,7 +24,7 @@ from bayesq import metrics, operators
 from bayesq.bench import table
 from bayesq.bench.rivals import Problem, Rival, tune
 from bayesq.codec import Codec
-from bayesq.inference import VBLE, MAPz
+from bayesq.inference import DAPS, VBLE, MAPz
 from bayesq.io import to_tensor
 from bayesq.operators import Size, degrade, initial_image
 from bayesq.resources import data_dir
@@ -183,7 +183,7 @@ def measure(
     words: Sequence[str] = ("",),
     seed: int = 0,
     quality: float | None = None,
-    steps: int,
+    steps: int | None = None,
     samples: int,
     border: int = 0,
     progress: bool = False,
@@ -199,13 +199,13 @@ def measure(
         words: Only methods whose names hold one of these, in capitals or not.
         seed: Of the first picture's mask and noise, and of the inference; the n-th picture's is n more.
         quality: Of the prior; by default ``restore``'s choice.
-        steps: Iterations of ours.
+        steps: Iterations of VBLE and MAP-z; by default ``restore``'s.
         samples: Posterior samples.
         border: Pixels on each side that do not count.
         progress: Show a bar on standard error where it is a terminal.
 
     Returns:
-        The starting point (the measurement, enlarged or filled), VBLE, MAP-z, then the rivals.
+        The starting point (the measurement, enlarged or filled), DAPS, VBLE, MAP-z, then the rivals.
     """
     problems = [task.problem(x, seed + n) for n, x in enumerate(pictures)]
     trials = [task.problem(x, seed + n) for n, x in enumerate(tuning)]
@@ -213,7 +213,7 @@ def measure(
     def wanted(name: str) -> bool:
         return any(word.lower() in name.lower() for word in words)
 
-    def ours(algorithm: type[VBLE | MAPz]) -> Method:
+    def ours(algorithm: type[DAPS | VBLE | MAPz]) -> Method:
         def run(y: Tensor, physics: LinearPhysics) -> Restoration:
             return restore(
                 y,
@@ -221,14 +221,14 @@ def measure(
                 codec=codec,
                 quality=quality,
                 algorithm=algorithm,
-                steps=steps,
+                steps=None if algorithm is DAPS else steps,
                 samples=samples,
                 generator=torch.Generator().manual_seed(seed),
             )
 
         return run
 
-    all_ours: dict[str, Method] = {"start": initial_image, "VBLE": ours(VBLE), "MAP-z": ours(MAPz)}
+    all_ours: dict[str, Method] = {"start": initial_image, "DAPS": ours(DAPS), "VBLE": ours(VBLE), "MAP-z": ours(MAPz)}
     methods = {name: run for name, run in all_ours.items() if wanted(name)}
     rivals = [rival for rival in rivals if task.name in rival.tasks and wanted(rival.name)]
     scores = []
@@ -255,7 +255,7 @@ def _score(
     ssim: list[float] = []
     lpips: list[float] = []
     seconds: list[float] = []
-    uncertainty = Uncertainty([], [], []) if method == "VBLE" else None
+    uncertainty = Uncertainty([], [], []) if method in ("DAPS", "VBLE") else None
     for x, y, physics in problems:
         start = perf_counter()
         result = run(y, physics)
@@ -292,10 +292,11 @@ def report(task: Task, scores: Sequence[Scores]) -> str:
 def report_uncertainty(scores: Sequence[Scores]) -> str:
     """A table of how often the truth was inside, and of the deviation beside the error that it should foretell."""
     rows = []
-    for task, found in ((score.label, score.uncertainty) for score in scores):
+    for score in scores:
+        found = score.uncertainty
         if not found:
             continue
         shares = [f"{100 * fmean(column):.1f} %" for column in zip(*found.coverage, strict=True)]
-        rows.append([task, *shares, f"{fmean(found.std):.4f}", f"{fmean(found.rmse):.4f}"])
-    head = ["truth within the central", *(f"{level:.0%}" for level in metrics.LEVELS), "mean std", "RMSE"]
+        rows.append([score.label, score.method, *shares, f"{fmean(found.std):.4f}", f"{fmean(found.rmse):.4f}"])
+    head = ["truth within the central", "by", *(f"{level:.0%}" for level in metrics.LEVELS), "mean std", "RMSE"]
     return table(head, rows)

@@ -31,16 +31,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--crop", type=common.positive, metavar="N", help="only the middle N pixels a side")
     parser.add_argument("-m", "--model", default="base", help="model to restore with (default: %(default)s)")
     parser.add_argument("-q", "--quality", type=common.quality, help="quality of the prior (default: from the noise)")
-    parser.add_argument(
-        "--steps", type=common.positive, metavar="N", default=50, help="of the restoration (default: %(default)s)"
-    )
+    parser.add_argument("--steps", type=common.positive, metavar="N", help="of VBLE and MAP-z (default: 50)")
     parser.add_argument("--samples", type=common.several, metavar="N", default=32, help="default: %(default)s")
     parser.add_argument(
         "--methods",
         type=lambda text: text.split(","),
         default=[""],
         metavar="WORD,...",
-        help="only methods whose names hold one of these: start, vble, map-z, tv, wiener … (default: all)",
+        help="only methods whose names hold one of these: start, daps, vble, map-z, tv, wiener … (default: all)",
     )
     parser.add_argument("--rivals", action="store_true", help="restore by scikit-image and by total variation too")
     parser.add_argument(

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--samples", type=common.several, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--steps", type=common.positive, default=50, metavar="N", help="of the restorations (default: %(default)s)"
+        "--steps", type=common.positive, metavar="N", help="of the restorations (default: that of `bayesq restore`)"
     )
     parser.add_argument("--motion", metavar="KERNEL", help="of the motion blur (default: the one shipped)")
     parser.add_argument("-o", "--output", metavar="JSON", help="default: calibration.json beside the weights")
@@ -43,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dataclasses import replace
+    from functools import partial
 
     import torch
     from tqdm import tqdm
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from bayesq.bench.restore import calibration_suite, read
     from bayesq.calibration import Trial, fit, fit_files
     from bayesq.errors import BayesqError
+    from bayesq.inference import DAPS, VBLE
     from bayesq.resources import data_dir
     from bayesq.restore import restore
 
@@ -59,11 +61,13 @@ def run(args: argparse.Namespace) -> int:
     sizes = {crop.shape for kind in crops for crop in kind}
     if len(sizes) > 1 or min(sizes.pop()[-2:]) < 2 * calibration.BORDER + 16:
         raise BayesqError("calibration takes pictures and crops of one size, of at least 26 pixels a side")
-    codec = zoo.load(args.model)
+    codec = None if zoo.kind(args.model) == "denoiser" else zoo.load(args.model)
+    model = codec or zoo.denoiser(args.model)
+    algorithm = VBLE if codec else partial(DAPS, denoiser=model)
     if args.output:
         path = Path(args.output)
-    elif codec.folder:
-        path = codec.folder / calibration.FILE
+    elif model.folder:
+        path = model.folder / calibration.FILE
     else:
         raise BayesqError("say by -o where to write the calibration")
     problems = []
@@ -74,18 +78,21 @@ def run(args: argparse.Namespace) -> int:
             generator = torch.Generator().manual_seed(0)
             physics = task.build((x.shape[-2], x.shape[-1]), task.sigma, generator)
             y = operators.degrade(x, physics, generator)
-            restored = restore(y, physics, codec=codec, steps=args.steps, samples=args.samples, calibrated=False)
-            problems[-1].append(Trial(x, restored, physics))
-    pictures = [read(path, 4 * args.crop) for paths in kinds for path in paths]
-    scales = fit_files(codec, pictures, args.samples, torch.Generator().manual_seed(0))
-    found = replace(fit(codec.model_id.hex(), problems), file_scales=scales)
+            options = {"steps": args.steps, "samples": args.samples, "calibrated": False}
+            problems[-1].append(Trial(x, restore(y, physics, codec=codec, algorithm=algorithm, **options), physics))
+    found = fit(model.model_id.hex(), problems)
+    if codec:
+        pictures = [read(path, 4 * args.crop) for paths in kinds for path in paths]
+        scales = fit_files(codec, pictures, args.samples, torch.Generator().manual_seed(0))
+        found = replace(found, file_scales=scales)
     found.save(path)
     for task, trials, scale, power in zip(suite, problems, found.scales, found.powers, strict=True):
         shares = ", ".join(f"{trial.coverage():.1%} → {trial.coverage(found):.1%}" for trial in trials)
         rule = f"deviations times {scale:.2f} at fine detail of {calibration.TYPICAL}, to the power {power:g} of it"
         common.say(args, f"{task.label}: {shares} within 90 %, {rule}")
-    common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in scales)}")
-    common.say(args, f"Wrote {path}: {len(pictures)} pictures.")
+    if codec:
+        common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in found.file_scales)}")
+    common.say(args, f"Wrote {path}: {sum(map(len, crops))} pictures.")
     return 0
 
 

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     common.check_outputs(args, args.output)
-    if not restore.ALGORITHMS[args.algorithm].spreads:
+    if args.algorithm in restore.ALGORITHMS and not restore.ALGORITHMS[args.algorithm].spreads:
         raise BayesqError("a point estimate has no spread to report: take another --algorithm")
 
     from pathlib import Path
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         "Task": measurement.task,
         "Noise": f"{255 * summary['noise']:.2f}/255",
         "Model": summary["model"],
-        "Algorithm": args.algorithm,
+        "Algorithm": summary["algorithm"],
     }
     title = "Restoration" if args.input == common.PIPE else Path(args.input).name
     page = render(restoration, y, x, title=title, facts=facts).encode()

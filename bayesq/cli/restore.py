@@ -33,6 +33,7 @@ class Named(NamedTuple):
 
 
 ALGORITHMS = {
+    "daps": Named("DAPS", grids=1),
     "vble": Named("VBLE"),
     "vble-xz": Named("VBLExz"),
     "map": Named("MAPz", spreads=False),
@@ -81,15 +82,25 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         help="of the prior; auto: the one, and the weight, that best predict held-out measurements, in twice the time; "
         "default: by the noise",
     )
-    parser.add_argument("--steps", type=common.positive, default=50, metavar="N", help="a grid (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=common.positive, metavar="N", help="of the search (default: 10 for daps, else 50 a grid)"
+    )
     parser.add_argument(
         "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
     )
     parser.add_argument(
-        "--algorithm", choices=ALGORITHMS, default="vble", help="of the inference (default: %(default)s)"
+        "--algorithm",
+        choices=[AUTO, *ALGORITHMS],
+        default=AUTO,
+        help="of the inference; auto: daps to denoise, if the noise is Gaussian and known, and no quality and no codec "
+        "is asked for; else vble (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
-    parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
+    parser.add_argument(
+        "-m",
+        "--model",
+        help="the prior: a name of `bayesq models`, or a .safetensors file (default: denoiser for daps, else base)",
+    )
 
 
 def take(args: argparse.Namespace) -> "tuple[Image, Measurement]":
@@ -111,15 +122,27 @@ def take(args: argparse.Namespace) -> "tuple[Image, Measurement]":
 
 def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restoration, dict[str, Any]]":
     """Restores what ``take`` took, to one channel if it is grey. Also returns what there is to tell programs."""
+    from functools import partial
+
     import torch
 
     from bayesq import inference, zoo
     from bayesq.choice import choose
     from bayesq.likelihoods import UnknownGaussian
-    from bayesq.restore import PRIOR_WEIGHT, restore
+    from bayesq.restore import PRIOR_WEIGHT, default_algorithm, restore
 
-    algorithm = ALGORITHMS[args.algorithm]
-    codec = zoo.load(args.model)
+    name = args.algorithm
+    if name == AUTO:
+        free = args.quality is None and (args.model is None or zoo.kind(args.model) == "denoiser")
+        name = default_algorithm(measurement.physics, measurement.likelihood).__name__.lower() if free else "vble"
+    if name == "daps" and args.quality is not None:
+        raise BayesqError("the prior of daps has no quality: leave out --quality, or take another --algorithm")
+    kind = getattr(inference, ALGORITHMS[name].name)
+    if name == "daps":
+        codec, model = None, zoo.denoiser(args.model or "denoiser")
+        kind = partial(kind, denoiser=model)
+    else:
+        codec = model = zoo.load(args.model or "base")
     quality, weight = args.quality, PRIOR_WEIGHT
     if quality == AUTO:
         choice = choose(measurement.y, measurement.physics, codec=codec, likelihood=measurement.likelihood)
@@ -133,9 +156,9 @@ def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restor
         likelihood=measurement.likelihood,
         quality=quality,
         prior_weight=weight,
-        algorithm=getattr(inference, algorithm.name),
+        algorithm=kind,
         steps=args.steps,
-        grids=algorithm.grids,
+        grids=ALGORITHMS[name].grids,
         samples=args.samples,
         generator=generator,
         progress=not args.quiet,
@@ -151,17 +174,20 @@ def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restor
         "output": args.output,
         "width": width,
         "height": height,
-        "model": codec.name,
+        "model": model.name,
         "noise": sigma,
         "quality": restoration.quality,
         "prior_weight": weight,
         "steps": len(restoration.trace),
-        "algorithm": args.algorithm,
+        "algorithm": name,
         "elbo": None if math.isnan(elbo) else elbo,
         "seconds": restoration.seconds,
     }
     common.say(args, f"Restored {width} x {height} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")
-    common.say(args, f"Noise {255 * sigma:.2f}/255, prior of quality {restoration.quality:.0f}, model {codec.name}.")
+    prior = f"model {model.name}"
+    if restoration.quality is not None:
+        prior = f"prior of quality {restoration.quality:.0f}, {prior}"
+    common.say(args, f"Noise {255 * sigma:.2f}/255, {prior}.")
     return restoration.grey() if measurement.grey else restoration, summary
 
 
@@ -172,7 +198,7 @@ def quality_or_auto(text: str) -> float | str:
 
 def run(args: argparse.Namespace) -> int:
     common.check_outputs(args, args.output, *([args.std] if args.std else []))
-    if not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
+    if args.algorithm in ALGORITHMS and not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
         raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
 
     from bayesq.io import like, write_image

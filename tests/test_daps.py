@@ -1,0 +1,102 @@
+"""Annealed sampling on pixels, against posteriors that are known where the prior is Gaussian."""
+
+import math
+
+import pytest
+import torch
+
+from bayesq import operators, restore, zoo
+from bayesq.errors import OperatorError
+from bayesq.inference import DAPS, VBLE, Posterior
+from bayesq.io import read_image, to_tensor
+from bayesq.likelihoods import Poisson, UnknownGaussian, from_physics
+from bayesq.metrics import psnr
+from bayesq.resources import data_dir
+from bayesq.restore import default_algorithm
+
+SIZE, SIGMA, SPREAD = (8, 8), 0.05, 0.1
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class GaussianPrior:
+    """The exact denoiser of pictures whose values are N(½, SPREAD²), independent."""
+
+    def moments(self, x, sigma):
+        kept = SPREAD**2 / (SPREAD**2 + sigma**2)
+        return 0.5 + kept * (x - 0.5), torch.full_like(x[:, :1], sigma * math.sqrt(kept))
+
+    def __call__(self, x, sigma):
+        return self.moments(x, sigma)[0]
+
+
+def posterior(physics, y, sigma=SIGMA):
+    return Posterior(y, from_physics(physics), None, torch.zeros(len(y)), SIZE)
+
+
+@pytest.fixture
+def photo():
+    return to_tensor(read_image(data_dir() / "coffee.png").crop((240, 120, 304, 184)))
+
+
+@pytest.mark.parametrize("noise_alone", [True, False])
+def test_samples_follow_a_posterior_that_is_known(noise_alone):
+    """Noise alone, or half of the pixels lost: each pixel is of its own."""
+    mask = torch.ones(SIZE, dtype=torch.bool) if noise_alone else torch.rand(SIZE, generator=generator(1)) < 0.5
+    physics = operators.denoise(SIZE, SIGMA) if noise_alone else operators.inpaint(mask, SIZE, SIGMA)
+    truth = 0.5 + SPREAD * torch.randn(1, 3, *SIZE, generator=generator(2))
+    y = operators.degrade(truth, physics, generator(3))
+    search = DAPS(posterior(physics, y), 10, GaussianPrior(), restart=0.8, finest=0.005)
+    state = search.init(torch.full_like(truth, 0.5))
+    for _ in range(10):
+        state, info = search.step(state, generator())
+    draws = search.sample(state, 600, generator())
+    precision = 1 / SPREAD**2 + mask / SIGMA**2
+    mean, std = 0.5 + (y - 0.5) * mask / SIGMA**2 / precision, precision**-0.5
+    z = (draws - mean) / std
+    assert z.mean(0).abs().mean() < 0.15 and abs(z.mean()) < 0.05
+    assert 0.9 < z.std(0).mean() < 1.05
+    assert math.isnan(info.elbo) and math.isfinite(info.log_likelihood)
+    assert search.cells(state) == []
+
+
+def test_the_search_fits_the_measurement_and_the_samples_differ(photo):
+    physics = operators.blur("gaussian:1.5", photo.shape[-2:], 0.01)
+    y = operators.degrade(photo, physics, generator())
+    found, again = (restore(y, physics, algorithm=DAPS, samples=6, calibrated=False) for _ in range(2))
+    assert found.cells == [] and found.quality is None and len(found.trace) == DAPS.default_steps
+    assert psnr(found.mean, photo) > psnr(y, photo) + 2
+    assert all(psnr(found.mean, photo) > psnr(sample, photo) for sample in found.samples)
+    assert (physics.A(found.mean) - y).square().mean().sqrt() < 0.015
+    assert torch.equal(found.samples, again.samples)
+
+
+def test_the_mean_of_noise_alone_is_the_denoisers(photo):
+    physics = operators.denoise(photo.shape[-2:], 0.1)
+    y = operators.degrade(photo, physics, generator())
+    found = restore(y, physics, samples=4)
+    assert (found.mean - zoo.denoiser()(y, 0.1)).abs().mean() < 2e-3
+    assert psnr(found.mean, photo) > psnr(y, photo) + 8 and found.quality is None
+
+
+def test_a_codec_or_a_quality_asks_for_vble(photo, tiny_codec):
+    physics = operators.denoise(photo.shape[-2:], 0.1)
+    y = operators.degrade(photo, physics, generator())
+    found = restore(y, physics, codec=tiny_codec, samples=4, steps=1, grids=1)
+    assert found.cells and found.quality is not None
+
+
+def test_the_default_depends_on_the_problem(photo):
+    physics, blur = operators.denoise(photo.shape[-2:], 0.1), operators.blur("gaussian:1", photo.shape[-2:], 0.1)
+    assert default_algorithm(physics, from_physics(physics)) is DAPS
+    assert default_algorithm(physics, UnknownGaussian(physics)) is VBLE
+    assert default_algorithm(physics, Poisson(physics, 0.1)) is VBLE
+    assert default_algorithm(blur, from_physics(blur)) is VBLE
+
+
+def test_other_noise_is_refused(photo):
+    physics = operators.denoise(photo.shape[-2:], 0.1)
+    with pytest.raises(OperatorError, match="white Gaussian noise"):
+        restore(photo, physics, likelihood=UnknownGaussian(physics), algorithm=DAPS)

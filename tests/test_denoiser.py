@@ -1,0 +1,91 @@
+"""The denoiser: any size and level of noise, errors that it foretells, and files."""
+
+import pytest
+import torch
+
+from bayesq import zoo
+from bayesq.denoiser import SIGMAS, Denoiser, Sizes
+from bayesq.errors import ModelError
+from bayesq.io import read_image, to_tensor
+from bayesq.metrics import psnr
+from bayesq.resources import data_dir
+
+TINY = Sizes((8, 16), 1, 1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return to_tensor(read_image(data_dir() / "coffee.png").crop((200, 100, 360, 228)))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Denoiser(TINY).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 17), (8, 8), (33, 20)])
+def test_pictures_of_any_size(tiny, size):
+    x = torch.rand(2, 3, *size, generator=generator())
+    mean, std = tiny.moments(x, 0.1)
+    assert mean.shape == x.shape and std.shape == (2, 1, *size) and (std > 0).all()
+
+
+def test_each_picture_has_a_level_of_its_own(tiny):
+    x = torch.rand(3, 3, 16, 16, generator=generator())
+    together = tiny(x, torch.tensor([0.01, 0.1, 0.4]))
+    alone = [tiny(x[i : i + 1], sigma) for i, sigma in enumerate((0.01, 0.1, 0.4))]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def test_little_noise_leaves_the_picture(tiny):
+    x = torch.rand(1, 3, 16, 16, generator=generator())
+    mean, std = tiny.moments(x, 1e-6)
+    assert (mean - x).abs().max() < 1e-4 and std.max() < 1e-4
+
+
+@pytest.mark.parametrize(("sigma", "gain"), [(5 / 255, 3.0), (25 / 255, 8.0), (75 / 255, 11.0)])
+def test_the_shipped_one_denoises_and_knows_its_error(photo, sigma, gain):
+    noisy = photo + sigma * torch.randn(photo.shape, generator=generator())
+    mean, std = zoo.denoiser().moments(noisy, sigma)
+    assert psnr(mean, photo) > psnr(noisy, photo) + gain
+    z = (mean - photo) / std
+    assert 0.6 < z.square().mean().sqrt() < 1.5
+    # where it foretells larger errors they are larger
+    order = std.flatten().argsort()
+    error = (mean - photo).square().mean(1).flatten()[order]
+    assert error[len(error) // 2 :].mean() > 2 * error[: len(error) // 2].mean()
+
+
+def test_files_keep_the_weights(tiny, tmp_path):
+    tiny.save(tmp_path / "a.safetensors")
+    tiny.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    loaded, x = Denoiser.load(tmp_path / "a.safetensors"), torch.rand(1, 3, 16, 16, generator=generator())
+    assert loaded.sizes == TINY and (loaded(x, 0.1) - tiny(x, 0.1)).abs().max() < 1e-3
+    assert loaded.model_id.hex() == zoo.model_id(str(tmp_path / "a.safetensors"))
+    assert zoo.kind(str(tmp_path / "a.safetensors")) == "denoiser"
+
+
+def test_other_files_are_refused(tiny, small_codec_path, tmp_path):
+    damaged = tmp_path / "weights.safetensors"
+    tiny.save(damaged)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    for path in (tmp_path / "none.safetensors", damaged, small_codec_path):
+        with pytest.raises(ModelError, match=r"^[^\n]+$"):
+            Denoiser.load(path)
+    with pytest.raises(ModelError, match="not the weights of a bayesq codec"):
+        zoo.load("denoiser")
+
+
+def test_deepinv_takes_it(photo, tiny):
+    from deepinv.optim import PnP
+
+    prior = PnP(denoiser=tiny)
+    assert prior.prox(photo, sigma_denoiser=0.1).shape == photo.shape
+    assert SIGMAS[0] < SIGMAS[1]
