@@ -53,7 +53,7 @@ class DAPS:
     probabilistic models", 2020.
 
     Attributes:
-        posterior: Measurement and likelihood; the codec is not used.
+        posterior: Measurement and likelihood; the codec and the prior's weight are not used.
         steps: Length of the search.
         denoiser: By default the shipped one.
         coarsest, restart: σ at the start of the search and of a chain, image units; at least the measurement's. Chains
@@ -100,7 +100,7 @@ class DAPS:
         if self._noise_alone:
             picture = self.denoiser(self.posterior.y, self._sigma)
         else:
-            sigma = _levels(max(self.coarsest, self._sigma), self.finest, self.steps)[state.count]
+            sigma = _levels(max(self.coarsest, self._sigma), self.finest, self.steps)[min(state.count, self.steps - 1)]
             mean = self.denoiser(state.picture, sigma)
             picture = self._fit(mean, mean.new_tensor(sigma))
         log_likelihood = self.posterior.log_likelihood_of_picture(picture).sum()
