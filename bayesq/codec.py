@@ -310,8 +310,7 @@ class Codec(nn.Module):
         tables = codec.own_prior.tables
         assert tables is not None and self.architecture is not None
         state = {
-            name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
-            for name, tensor in codec.state_dict().items()
+            name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in codec.state_dict().items()
         }
         state["tables.cdf"] = torch.from_numpy(tables.cdf)
         header = {"format": FORMAT, "architecture": json.dumps(asdict(self.architecture))}

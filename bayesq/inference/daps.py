@@ -96,9 +96,9 @@ class DAPS:
 
     @torch.no_grad()
     def step(self, state: Annealed, generator: torch.Generator) -> tuple[Annealed, Info]:
-        """One iteration; the generator is not used."""
+        """One iteration, of which noise alone takes a single one; the generator is not used."""
         if self._noise_alone:
-            picture = self.denoiser(self.posterior.y, self._sigma)
+            picture = state.picture if state.count else self.denoiser(self.posterior.y, self._sigma)
         else:
             sigma = _levels(max(self.coarsest, self._sigma), self.finest, self.steps)[min(state.count, self.steps - 1)]
             mean = self.denoiser(state.picture, sigma)
