@@ -27,7 +27,7 @@ from bayesq.coder import Tables
 from bayesq.errors import ImageError, ModelError
 from bayesq.hyperprior import Hyperprior
 from bayesq.io import atomic_write
-from bayesq.networks.integer import check_layers, exact_arithmetic
+from bayesq.networks.integer import TrainableIntegerConv, check_layers, exact_arithmetic
 from bayesq.networks.transforms import BLOCK, Analysis, Synthesis
 from bayesq.prior import Coded, LatentPrior, Walk, decode, encode, information, quantize, sample_within
 from bayesq.runtime import Runtime, choose
@@ -355,6 +355,26 @@ class Codec(nn.Module):
         codec.eval().requires_grad_(False)
         codec.folder, codec.name, codec.reads = path.parent, path.parent.name, reads
         codec.model_id = reads or (sha256 or hashlib.sha256(path.read_bytes()).digest())[:8]
+        return codec
+
+    def trainable(self) -> Codec:
+        """A copy whose scale path has real weights again, to be trained on.
+
+        Raises:
+            ModelError: the codec is a foreign or a quantised one.
+        """
+        from bayesq.quantization.layers import described
+
+        own = self.own_prior
+        if described(self):
+            raise ModelError("a quantised codec cannot be trained on")
+        assert self.architecture is not None
+        codec = Codec.build(self.architecture)
+        codec.load_state_dict(self.state_dict(), strict=False)
+        layers = dict(own.named_modules())
+        for name, layer in codec.own_prior.named_modules():
+            if isinstance(layer, TrainableIntegerConv):
+                layer.adopt(layers[name])
         return codec
 
 

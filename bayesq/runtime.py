@@ -149,12 +149,12 @@ def choose(codec: Codec) -> Runtime:
 
 def candidates() -> list[str]:
     """The runtimes that may be the fastest here: bfloat16 needs instructions for it, OpenVINO must be installed."""
-    # Without such instructions bfloat16 products are emulated, and take many times as long.
-    fits = {"bfloat16": _has_bfloat16(), "openvino": find_spec("openvino") is not None}
+    fits = {"bfloat16": bfloat16_is_fast(), "openvino": find_spec("openvino") is not None}
     return [name for name in RUNTIMES if fits.get(name, True)]
 
 
-def _has_bfloat16() -> bool:
+def bfloat16_is_fast() -> bool:
+    """Whether this processor has instructions for products in bfloat16; without, they take many times as long."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "bf16"))
 

@@ -6,14 +6,15 @@ import torch
 from bayesq.training.muon import Muon, is_kernel, orthogonalise
 
 
+@pytest.mark.parametrize(("precision", "accuracy"), [(torch.float32, 1e-2), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (1, 7)])
-def test_orthogonalising_levels_singular_values_and_keeps_their_directions(shape):
+def test_orthogonalising_levels_singular_values_and_keeps_their_directions(shape, precision, accuracy):
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    y = orthogonalise(x)
+    y = orthogonalise(x, precision)
     u, _, v = torch.linalg.svd(x, full_matrices=False)
     rotated = u.T @ y @ v.T
     assert ((rotated.diagonal() > 0.6) & (rotated.diagonal() < 1.3)).all()
-    assert torch.allclose(rotated, rotated.diagonal().diag(), atol=1e-2)
+    assert torch.allclose(rotated, rotated.diagonal().diag(), atol=accuracy)
 
 
 def test_the_size_of_a_step_does_not_depend_on_that_of_the_gradient():
@@ -23,8 +24,8 @@ def test_the_size_of_a_step_does_not_depend_on_that_of_the_gradient():
         kernel.grad = size * torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
         Muon([kernel], lr=0.01).step()
         steps.append(kernel.detach())
-    assert torch.allclose(steps[0], steps[1], rtol=1e-2, atol=1e-5)
-    assert torch.allclose(steps[1], steps[2], rtol=1e-2, atol=1e-5)
+    for step in steps[1:]:
+        assert (step - steps[0]).norm() < 0.02 * steps[0].norm()
 
 
 def test_it_solves_a_least_squares_problem():

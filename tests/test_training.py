@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -105,6 +106,17 @@ def test_a_killed_run_resumes_to_the_same_weights(name, whole_runs, data, valida
     assert process.wait() == -signal.SIGKILL
     train([data], out, SETTINGS, SUBJECTS[name], validation, resume=True, quiet=True)
     assert (out / WEIGHTS).read_bytes() == (whole_runs[name] / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_run_starts_from_trained_weights(name, whole_runs, data, tmp_path):
+    given, settings = whole_runs[name] / WEIGHTS, replace(SETTINGS, steps=1, rate=0.0)
+    other = {"codec": CodecSubject(), "denoiser": DenoiserSubject()}[name]  # of another size, which does not count
+    train([data], tmp_path, settings, other, quiet=True, weights=given)
+    pictures = [torch.from_numpy(astronaut())[64:192, 160:288].permute(2, 0, 1)[None] / 255]
+    with torch.no_grad():
+        before, after = (other.scores(other.load(path), pictures) for path in (given, tmp_path / WEIGHTS))
+    assert after == pytest.approx(before, rel=1e-2)
 
 
 def test_the_log_tells_rate_and_distortion(whole_run):

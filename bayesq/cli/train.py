@@ -33,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="base",
         help="what to train: a codec of one of two sizes, or the denoiser (default: %(default)s)",
     )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="start from trained weights, such as the zoo's, instead of nothing"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads; 1 beside other work")
     for name, text in HELP.items():
@@ -51,6 +54,6 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     chosen = {f.name: getattr(args, f.name) for f in fields(Settings) if getattr(args, f.name, None) is not None}
     subject = SUBJECTS[args.architecture]
-    weights = train(args.data, args.out, Settings(**chosen), subject, args.val, args.resume, args.quiet)
+    weights = train(args.data, args.out, Settings(**chosen), subject, args.val, args.resume, args.quiet, args.weights)
     common.say(args, f"wrote {weights}")
     return 0

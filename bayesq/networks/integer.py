@@ -180,6 +180,13 @@ class TrainableIntegerConv(nn.Module):
         (weight, multiplier), bias = self._integers(), self._integer_bias(level)[:, channels]
         return integer_convolution(x, weight[channels], multiplier[channels], bias, self.low, self.high)
 
+    @torch.no_grad()
+    def adopt(self, layer: IntegerConv) -> None:
+        """Takes over the integers of an exported layer of the same shape: exports to it again, but for roundings."""
+        multiplier = layer.multiplier.view(-1, 1, 1, 1) * 2.0**-SHIFT
+        self.weight.copy_(layer.weight * multiplier / self.weight_unit)
+        self.bias.fit(layer.bias / (self.bias_unit * 2**SHIFT))
+
     def blank(self) -> IntegerConv:
         """An exported layer of the same shape, for other integers."""
         outputs, inputs, size, _ = self.weight.shape

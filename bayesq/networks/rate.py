@@ -59,7 +59,17 @@ class Interpolated(nn.Module):
 
     def forward(self, level: Tensor) -> Tensor:
         """Maps levels ``(B,)`` in 0…255 to ``(B, C, 1, 1)``."""
+        shares = self._shares(level)[:, :, None]
+        return (shares * self.anchors).sum(1)[:, :, None, None]  # no matrix product, which autocast would round
+
+    def _shares(self, level: Tensor) -> Tensor:
+        """How much each anchor counts, ``(B, ANCHORS)``."""
         position = level.to(self.anchors.dtype) * ((ANCHORS - 1) / (LEVELS - 1))
         ticks = torch.arange(ANCHORS, device=level.device, dtype=position.dtype)
-        hats = (1 - (position[:, None] - ticks).abs()).clamp_min(0)
-        return (hats @ self.anchors)[:, :, None, None]
+        return (1 - (position[:, None] - ticks).abs()).clamp_min(0)
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor) -> None:
+        """Sets the anchors to what comes nearest to the vectors of all levels, ``(LEVELS, C)``."""
+        shares = self._shares(torch.arange(LEVELS)).double()
+        self.anchors.copy_(torch.linalg.lstsq(shares, vectors.double()).solution)

@@ -55,6 +55,15 @@ class Stack(nn.Module):
         return x
 
 
+def precisely(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """What a layer makes of x in the precision of its weights, autocast or not.
+
+    Latents are up to hundreds of steps of their quantizer: bfloat16 would round them more coarsely than it does.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return layer(x.to(layer.weight))
+
+
 def patches(x: Tensor, factor: int) -> Tensor:
     """``fold`` for pictures, whose few channels lie one after the other in memory: several times as fast."""
     squares = x.unflatten(-1, (-1, factor)).unflatten(-3, (-1, factor))
@@ -128,7 +137,7 @@ class Analysis(nn.Module):
         x = self.lapping(x - 0.5)
         features = self.fine(self.stem(patches(x, 8)), level)
         features = self.coarse(self.down(fold(features, 2)), level)
-        return (self.linear(patches(x, BLOCK)) + self.head(features)) * torch.exp(self.log_gain(level))
+        return (precisely(self.linear, patches(x, BLOCK)) + self.head(features)) * torch.exp(self.log_gain(level))
 
 
 class Synthesis(nn.Module):
@@ -156,4 +165,5 @@ class Synthesis(nn.Module):
         z = z * torch.exp(self.log_gain(level))
         features = self.coarse(self.stem(z), level)
         features = self.fine(unfold(self.up(features), 2), level)
-        return self.lapping(F.pixel_shuffle(self.linear(z), BLOCK) + F.pixel_shuffle(self.head(features), 8)) + 0.5
+        blocks = F.pixel_shuffle(precisely(self.linear, z), BLOCK)
+        return self.lapping(blocks + F.pixel_shuffle(self.head(features), 8)) + 0.5

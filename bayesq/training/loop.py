@@ -89,6 +89,7 @@ def train(
     validation: Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    weights: Path | None = None,
 ) -> Path:
     """Trains networks; returns the path of their weights, which exist from the first checkpoint on.
 
@@ -100,8 +101,10 @@ def train(
         validation: Folder of held-out pictures.
         resume: Continue the run in ``out``; without it ``out`` must hold none.
         quiet: No progress bar.
+        weights: Trained weights to start from; their sizes count instead of the subject's.
 
     Raises:
+        ModelError: ``weights`` cannot be read or trained on.
         TrainingError: no pictures, crops of a size that does not fit, or ``out`` does not match ``resume``.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -116,7 +119,7 @@ def train(
         elif checkpoint.exists():
             raise TrainingError(f"{checkpoint} exists: resume it, or choose another folder")
         else:
-            trainer.start()
+            trainer.start(weights)
         paths = find_pictures([validation]) if validation else []
         held_out = [read_rgb(path)[None].float() / 255 for path in paths]
         _run(trainer, out, held_out, world, quiet or rank > 0)
@@ -150,7 +153,9 @@ class _Trainer:
         self.progress = Progress(0, 0.0, ())
         self.lost = 0
 
-    def start(self) -> None:
+    def start(self, weights: Path | None) -> None:
+        if weights:
+            return self._adopt(self.subject.load(weights))
         with torch.random.fork_rng():
             torch.manual_seed(self.settings.seed)
             self._adopt(self.subject.build())

@@ -7,37 +7,35 @@ size of Adam's as in Liu et al., "Muon is scalable for LLM training", arXiv 2502
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
+
+from bayesq.runtime import bfloat16_is_fast
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 ADAM_SIZE = 0.2
 
 
-def orthogonalise(x: Tensor) -> Tensor:
+def orthogonalise(x: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Nearly U Vᵀ of the singular value decomposition x = U S Vᵀ: singular values between about 0.7 and 1.2.
 
-    Newton–Schulz iterations of the polynomial a·s + b·s³ + c·s⁵ on the singular values, of which all but the last
-    product work on the small Gram matrix. Those below about 10⁻⁴ of the largest stay smaller.
+    Newton–Schulz iterations of the polynomial a·s + b·s³ + c·s⁵ on the singular values. Those below about 10⁻⁴ of the
+    largest stay smaller.
 
     Args:
         x: ``(m, n)``.
+        precision: Of the products; bfloat16 is enough, since the iterations repair its roundings.
     """
     if len(x) > x.shape[1]:
-        return orthogonalise(x.T).T
+        return orthogonalise(x.T, precision).T
     a, b, c = QUINTIC
-    x = x / (torch.linalg.matrix_norm(x) + 1e-9)
-    gram, factors = x @ x.T, []
-    while len(factors) < ITERATIONS:
-        factor = b * gram + c * gram @ gram
-        factor.diagonal().add_(a)
-        factors.append(factor)
-        if len(factors) < ITERATIONS:
-            gram = factor @ gram @ factor
-    return reduce(torch.matmul, factors) @ x
+    y = (x / (torch.linalg.matrix_norm(x) + 1e-9)).to(precision)
+    for _ in range(ITERATIONS):
+        gram = y @ y.T
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return y.to(x)
 
 
 class Muon(torch.optim.Optimizer):
@@ -55,6 +53,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         """One update, with Nesterov's look ahead."""
+        precision = torch.bfloat16 if bfloat16_is_fast() else torch.float32
         torch.set_flush_denormal(True)  # gradients of idle channels are denormal, which makes products slow
         for group in self.param_groups:
             for kernel in group["params"]:
@@ -64,7 +63,7 @@ class Muon(torch.optim.Optimizer):
                 mean = state["mean"].lerp_(kernel.grad, 1 - group["momentum"])
                 direction = kernel.grad.lerp(mean, group["momentum"]).contiguous().flatten(1)
                 size = ADAM_SIZE * max(direction.shape) ** 0.5
-                kernel.add_(orthogonalise(direction).reshape(kernel.shape), alpha=-group["lr"] * size)
+                kernel.add_(orthogonalise(direction, precision).reshape(kernel.shape), alpha=-group["lr"] * size)
         torch.set_flush_denormal(False)
 
 

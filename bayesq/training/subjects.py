@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import Codec
 from bayesq.denoiser import SIGMAS, SPREAD, Denoiser, Sizes
 from bayesq.networks.rate import rate_weight
+from bayesq.runtime import bfloat16_is_fast
 from bayesq.training.data import Crops
 from bayesq.training.loss import RateDistortionLoss, draw_levels
 from bayesq.training.start import initialise
@@ -36,6 +38,10 @@ class Subject(Protocol):
 
     def build(self, sizes: str | None = None) -> Any:
         """Untrained networks; of the sizes that ``sizes`` gave, or the subject's own."""
+        ...
+
+    def load(self, path: Path) -> Any:
+        """Trained networks, of whatever sizes, to be trained on. Raises ModelError if the file does not hold them."""
         ...
 
     def sizes(self, model: Any) -> str:
@@ -64,6 +70,9 @@ class CodecSubject:
 
     def build(self, sizes: str | None = None) -> Codec:
         return Codec.build(Architecture.from_json(sizes) if sizes else self.architecture)
+
+    def load(self, path: Path) -> Codec:
+        return Codec.load(path).trainable()
 
     def sizes(self, model: Codec) -> str:
         assert model.architecture
@@ -107,6 +116,9 @@ class DenoiserSubject:
 
     def build(self, sizes: str | None = None) -> Denoiser:
         return Denoiser(Sizes.from_json(sizes) if sizes else self.network)
+
+    def load(self, path: Path) -> Denoiser:
+        return Denoiser.load(path).train().requires_grad_(True)
 
     def sizes(self, model: Denoiser) -> str:
         return json.dumps(asdict(model.sizes))
@@ -153,12 +165,6 @@ class DenoisingLoss(nn.Module):
         relative = error.flatten(1).mean(1) / scale
         surprise = (error.detach() / (2 * std.square()) + std.log()).flatten(1).mean(1) - scale.log() / 2
         return ((relative + ERROR_FLOOR).log() + ERROR_WEIGHT * surprise).mean()
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX or AVX-512 BF16)."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("amx_bf16", "avx512_bf16"))
 
 
 SUBJECTS: dict[str, Subject] = {
