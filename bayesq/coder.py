@@ -90,14 +90,35 @@ class Tables:
         return bits
 
     def _bits(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        values = symbols.astype(np.int64)
-        excess = np.abs(values) - self.radius
-        escaped = excess > 0
-        category = np.where(escaped, 2 * self.radius + 1, values + self.radius)
+        category = self._category(symbols)
         bits = PRECISION - np.log2(self.cdf[rows, category + 1] - self.cdf[rows, category])
+        excess = np.abs(symbols.astype(np.int64)) - self.radius
+        escaped = excess > 0
         widths = _widths(excess[escaped])
         bits[escaped] += PRECISION - np.log2(_ESCAPE_COUNTS[2 * widths]) + widths
         return bits
+
+    def _category(self, symbols: np.ndarray) -> np.ndarray:
+        values = symbols.astype(np.int64)
+        return np.where(np.abs(values) > self.radius, 2 * self.radius + 1, values + self.radius)
+
+    def occurrences(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """How often each row's symbols −R, …, R and escape occur, int64 (T, 2R+2); arguments as for `Encoder.put`."""
+        tables, categories = len(self.cdf), self.cdf.shape[1] - 1
+        coded = rows >= 0
+        places = rows[coded].astype(np.int64) * categories + self._category(symbols[coded])
+        return np.bincount(places, minlength=tables * categories).reshape(tables, categories)
+
+    def adapted(self, occurrences: np.ndarray, weight: float) -> "Tables":
+        """Tables of the masses of symbols that were counted, these tables counting as much as ``weight`` symbols a row.
+
+        Args:
+            occurrences: As ``occurrences`` gives them; those of k and −k are averaged.
+            weight: Positive.
+        """
+        counted = occurrences.astype(np.float64)
+        counted[:, :-1] = (counted[:, :-1] + counted[:, -2::-1]) / 2
+        return Tables.from_masses(counted + weight * np.diff(self.cdf) / TOTAL)
 
     def model(self, row: int) -> stream.model.Categorical:
         """The range coder's model of one row: symbol k is category k + R, the escape is category 2R + 1."""

@@ -120,6 +120,24 @@ def test_the_rate_is_the_entropy():
     assert bits <= 8 * len(encode((symbols, rows, tables))) <= bits + 128
 
 
+def test_adapted_tables_take_the_entropy_of_what_was_counted():
+    generator, tables = np.random.default_rng(0), TABLES["gaussian"]
+    rows = generator.integers(-1, 3, 20_000)
+    symbols = np.where(rows < 0, 0, np.rint(generator.laplace(size=rows.size) * 30)).astype(np.int32)
+    counted = tables.occurrences(symbols, rows)
+    assert counted.sum() == (rows >= 0).sum() and not counted[3:].any()
+    assert counted[1, tables.radius] == np.count_nonzero((rows == 1) & (symbols == 0))
+    assert counted[2, -1] == np.count_nonzero((rows == 2) & (np.abs(symbols) > tables.radius))
+
+    adapted = tables.adapted(counted, 1.0)
+    masses, given = np.diff(adapted.cdf) / TOTAL, np.diff(tables.cdf) / TOTAL
+    np.testing.assert_allclose(masses[:, :-1], masses[:, -2::-1], atol=1e-6)
+    np.testing.assert_allclose(masses[3:], given[3:], atol=1e-5)
+    shares = counted[:3] / counted[:3].sum(1, keepdims=True)
+    assert np.abs(masses[:3] - shares).max() < 0.01
+    assert adapted.bits(symbols, rows).sum() < 0.9 * tables.bits(symbols, rows).sum()
+
+
 def test_a_certain_symbol_is_almost_free():
     tables = gaussian_tables(np.array([0.05]), 255)
     assert len(encode((np.zeros(10_000, np.int32), np.zeros(10_000, np.int64), tables))) <= 12

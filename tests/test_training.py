@@ -152,6 +152,14 @@ def test_the_released_weights_code(whole_run):
     assert torch.equal(codec.decompress(codec.compress(x, 90), 50, 70, 90), codec.reconstruct(x, 90)[0])
 
 
+def test_the_tables_of_released_weights_are_those_of_their_symbols(whole_run, data):
+    codec = Codec.load(whole_run / WEIGHTS)
+    gaussian = codec.trainable().exported()
+    crops = Crops(find_pictures([data])).draw(8, 128, generator(5))
+    sizes = [sum(len(one.compress(x[None], 128)) for x in crops) for one in (codec, gaussian)]
+    assert sizes[0] < sizes[1], sizes
+
+
 def test_the_start_compresses_already(started):
     x = torch.from_numpy(astronaut())[64:192, 160:288].permute(2, 0, 1)[None] / 255
     decoded, bits = started.reconstruct(x, 128)

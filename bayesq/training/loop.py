@@ -143,6 +143,8 @@ def _run(trainer: _Trainer, out: Path, held_out: list[Tensor], world: int, quiet
             if trainer.rank == 0 and (step % settings.every == 0 or step == settings.steps):
                 trainer.validate(value, held_out)
                 trainer.save(out)
+    if trainer.rank == 0:
+        trainer.finish(out)
 
 
 class _Trainer:
@@ -234,6 +236,11 @@ class _Trainer:
         self.average.save(out / WEIGHTS)
         atomic_write(out / LOG, _csv(self.progress.log))
         atomic_write(out / CHECKPOINT, safetensors_bytes(state, metadata=header))
+
+    def finish(self, out: Path) -> None:
+        """Writes the weights once more, with what could only be done at the end."""
+        self.subject.finish(self.average, self.crops, self._generator(), self.settings.crop)
+        self.average.save(out / WEIGHTS)
 
     def restore(self, path: Path) -> None:
         """Continues from a checkpoint."""

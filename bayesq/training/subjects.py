@@ -20,6 +20,7 @@ from bayesq.runtime import bfloat16_is_fast
 from bayesq.training.data import Crops
 from bayesq.training.loss import RateDistortionLoss, draw_levels
 from bayesq.training.start import initialise
+from bayesq.training.tables import fitted_tables
 
 VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
@@ -52,6 +53,10 @@ class Subject(Protocol):
         """Sets weights by the statistics of so many crops."""
         ...
 
+    def finish(self, model: Any, crops: Crops, generator: torch.Generator, side: int) -> None:
+        """What is left to do once trained, by crops of that side."""
+        ...
+
     def criterion(self, model: Any) -> nn.Module:
         """A module around the networks: called with crops ``(B, 3, H, W)`` and a generator it gives their loss."""
         ...
@@ -80,6 +85,9 @@ class CodecSubject:
 
     def start(self, model: Codec, crops: Crops, generator: torch.Generator, count: int) -> None:
         initialise(model, crops, generator, count)
+
+    def finish(self, model: Codec, crops: Crops, generator: torch.Generator, side: int) -> None:
+        model.own_prior.tables = fitted_tables(model.exported(), crops, generator, side)
 
     def criterion(self, model: Codec) -> nn.Module:
         return _CodecLoss(model)
@@ -125,6 +133,9 @@ class DenoiserSubject:
 
     def start(self, model: Denoiser, crops: Crops, generator: torch.Generator, count: int) -> None:
         """Nothing: the networks start at random."""
+
+    def finish(self, model: Denoiser, crops: Crops, generator: torch.Generator, side: int) -> None:
+        """Nothing."""
 
     def criterion(self, model: Denoiser) -> nn.Module:
         return DenoisingLoss(model)
