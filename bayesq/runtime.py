@@ -2,7 +2,7 @@
 
 Symbols don't depend on it. The prior is always evaluated by torch, its scale path in exact integers, so that what one
 runtime wrote every other reads. The encoder's z may differ in its last bits, and now and then a symbol with it, as may
-the pixels of a decoder; in bfloat16, which is used for g_s alone, by a few 8-bit steps.
+the pixels of a decoder; in bfloat16, which is used for g_s alone, by about one 8-bit step.
 
 Where there is a choice, each runtime is timed on a small picture when a machine first codes, and the choice is kept in
 the cache folder. The environment variable ``BAYESQ_RUNTIME`` makes it by name instead; ``BAYESQ_CACHE`` moves the
@@ -97,10 +97,15 @@ class Compiled:
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:
         with self._lock:
             module = self._module()
-            weights = [(tensor.data_ptr(), tensor._version) for tensor in module.state_dict().values()]
+            weights = [(tensor.data_ptr(), _version(tensor)) for tensor in module.state_dict().values()]
             if self._request is None or weights != self._weights:
                 self._request, self._weights = compiled(_translated(module, x)), weights
             return torch.from_numpy(self._request.infer([x.detach().contiguous().numpy(), level.numpy()])[0])
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; 0 of one that was made in inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def compiled(model: Any) -> Any:
