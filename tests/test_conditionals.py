@@ -8,7 +8,16 @@ import torch
 
 from bayesq.cells import Cell
 from bayesq.coder import TOTAL, gaussian_tables
-from bayesq.conditionals import SCALE_COUNT, Factorized, FactorizedDensity, GaussianCells, index_of, scale_of
+from bayesq.conditionals import (
+    DISTORTION_PRICE,
+    SCALE_COUNT,
+    Factorized,
+    FactorizedDensity,
+    GaussianCells,
+    dead_zones,
+    index_of,
+    scale_of,
+)
 
 REACH = 300
 SCALES = torch.tensor([0.11, 0.4, 1.0, 5.0, 30.0]).view(1, 5, 1, 1)
@@ -159,3 +168,15 @@ def test_real_indexes_are_coded_by_the_nearest_table():
 def test_without_tables_nothing_is_coded(law):
     with pytest.raises(ValueError, match="no CDF tables"):
         law(1).tables()
+
+
+def test_at_the_edge_of_a_dead_zone_codes_0_and_1_break_even():
+    scales = scale_of(torch.arange(SCALE_COUNT).double())
+    zones = dead_zones(scales)
+    masses = np.diff(gaussian_tables(scales.numpy(), 20, zones.numpy()).cdf)[:, 20:22]
+    saved = np.log(masses[:, 0] / masses[:, 1])
+    lost = DISTORTION_PRICE * (2 * zones.numpy() - 1)
+    free = (zones < 0.75).numpy()
+    np.testing.assert_allclose(lost[free], saved[free], atol=0.05)
+    assert (saved[~free] > 0.95 * lost[~free]).all()
+    assert (zones.diff() <= 0).all()
