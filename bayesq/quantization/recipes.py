@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,9 +60,9 @@ class Tuning:
 
     steps: int = 60
     block_steps: int = 0
-    batch: int = 4
+    batch: int = 8
     crop: int = 128
-    rate: float = 0.02
+    rate: float = 0.001
     distillation: float = 0.5
     sharpness: float | None = None
     weights: bool = True
@@ -127,13 +127,26 @@ class Recipe:
     dynamic: Dynamic | None = None
 
 
-A8 = (("*.linear", 16), ("*", 8))
+A8 = (("*.linear", 16), ("synthesis.stem", 16), ("*", 8))
 """Eight bits but where pixels and latents come in, whose own precision is finer than that."""
-INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8, 10))
+FINE = (("*.linear", Affine(12)),)
+"""The linear branches, whose weights are all that stands between latents and pixels."""
+INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8, 10, 12))
+
+MIXED = Recipe(
+    INTEGERS,
+    EVERYTHING,
+    kept=(("synthesis.linear", Affine(9)),),
+    inputs=A8,
+    harm=sensitivity.relevance,
+    rounding=GPTQ(),
+)
+"""The linear branch of g_s is what errs at the highest quality, which a mean over all qualities hardly shows."""
 
 RECIPES: dict[str, Recipe] = {
-    "w8": Recipe(),
-    "w8a8": Recipe(inputs=A8),
+    "w8": Recipe(kept=FINE),
+    "w8a8": Recipe(kept=FINE, inputs=A8),
+    "w8a8-tuned": Recipe(kept=FINE, inputs=A8, tuning=Tuning()),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.5))),
     "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
@@ -157,7 +170,9 @@ RECIPES: dict[str, Recipe] = {
     "ternary": Recipe((Ternary(32),)),
     "binary": Recipe((Binary(32),)),
     "dynaquant": Recipe(
-        inputs=A8, tuning=Tuning(steps=40, sharpness=1.0, weights=False), dynamic=Dynamic(means=(6.0, 5.0))
+        inputs=A8,
+        tuning=Tuning(steps=40, batch=4, rate=0.02, sharpness=1.0, weights=False),
+        dynamic=Dynamic(means=(6.0, 5.0)),
     ),
     "hawq": Recipe(INTEGERS, inputs=A8, harm=sensitivity.traces, rounding=GPTQ(), size=0.2),
     "relevance": Recipe(INTEGERS, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.2),
@@ -171,14 +186,11 @@ RECIPES: dict[str, Recipe] = {
     "greedy": Recipe(
         INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.greedy, rounding=GPTQ(), size=0.2
     ),
-    "mixed5": Recipe(INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.15),
-    "mixed4": Recipe(INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.1),
-    "mixed4-tuned": Recipe(
-        INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.1, tuning=Tuning()
-    ),
-    "mixed3-tuned": Recipe(
-        INTEGERS, EVERYTHING, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.07, tuning=Tuning()
-    ),
+    "mixed5": replace(MIXED, size=0.18),
+    "mixed5-tuned": replace(MIXED, size=0.18, tuning=Tuning()),
+    "mixed4": replace(MIXED, size=0.125),
+    "mixed4-tuned": replace(MIXED, size=0.125, tuning=Tuning()),
+    "mixed3-tuned": replace(MIXED, size=0.09, tuning=Tuning()),
 }
 
 
