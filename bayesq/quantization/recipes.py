@@ -146,7 +146,6 @@ MIXED = Recipe(
 RECIPES: dict[str, Recipe] = {
     "w8": Recipe(kept=FINE),
     "w8a8": Recipe(kept=FINE, inputs=A8),
-    "w8a8-tuned": Recipe(kept=FINE, inputs=A8, tuning=Tuning()),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.5))),
     "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
