@@ -358,11 +358,7 @@ class Codec(nn.Module):
         return codec
 
     def trainable(self) -> Codec:
-        """A copy whose scale path has real weights again, to be trained on.
-
-        Raises:
-            ModelError: the codec is a foreign or a quantised one.
-        """
+        """A copy with real weights in the scale path, to train on. Raises ModelError for a foreign or quantised codec."""
         from bayesq.quantization.layers import described
 
         own = self.own_prior
