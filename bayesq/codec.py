@@ -358,7 +358,7 @@ class Codec(nn.Module):
         return codec
 
     def trainable(self) -> Codec:
-        """A copy with real weights in the scale path, to train on. Raises ModelError for a foreign or quantised codec."""
+        """A copy with real weights in its scale path, to train. Raises ModelError for foreign or quantised codecs."""
         from bayesq.quantization.layers import described
 
         own = self.own_prior
