@@ -33,10 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="base",
         help="what to train: a codec of one of two sizes, or the denoiser (default: %(default)s)",
     )
-    parser.add_argument(
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
         "--weights", type=Path, metavar="FILE", help="start from trained weights, such as the zoo's, instead of nothing"
     )
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    origin.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads; 1 beside other work")
     for name, text in HELP.items():
         parser.add_argument(f"--{name}", type=float if name == "rate" else int, help=text)

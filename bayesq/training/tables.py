@@ -38,7 +38,7 @@ def fitted_tables(codec: Codec, crops: Crops, generator: torch.Generator, side: 
         def answer(n: int, conditional: Conditional, targets: list[Tensor] = targets) -> Tensor:
             lattice, (rows, _) = conditional.quantizer(), conditional.tables()
             symbols = lattice.index(targets[n])
-            found.__iadd__(tables.occurrences(symbols.numpy().ravel(), rows.numpy().ravel()))
+            found[...] += tables.occurrences(symbols.numpy().ravel(), rows.numpy().ravel())
             return lattice.value(symbols)
 
         drive(codec.walk(1, side, side, level), answer)
