@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from bayesq.errors import ModelError
+from bayesq.networks import integer
 from bayesq.networks.hyper import HyperNetwork
 from bayesq.networks.integer import (
     ACCUMULATOR_MAX,
@@ -18,6 +19,7 @@ from bayesq.networks.integer import (
     SHIFT,
     IntegerConv,
     TrainableIntegerConv,
+    bytes_are_exact,
     check_layers,
     convert_layers,
     exact_arithmetic,
@@ -68,6 +70,24 @@ def test_layers_are_the_integer_formula(size, at_the_bound):
             ours = integer_convolution(x, weight, multiplier, bias, low, high)
             theirs = reference(x, weight, multiplier, bias, low, high)
             assert torch.equal(ours, torch.from_numpy(theirs).float())
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("at_the_bound", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+def test_products_of_bytes_are_those_of_floats(size, at_the_bound, signed, monkeypatch):
+    for seed in range(10):
+        x, *layer = problem(size, seed, at_the_bound)
+        outputs = []
+        for in_bytes in (bytes_are_exact(), False):
+            monkeypatch.setattr(integer, "bytes_are_exact", lambda answer=in_bytes: answer)
+            outputs.append(integer_convolution(x if signed else x.abs(), *layer, LOW, HIGH))
+        assert torch.equal(*outputs)
+
+
+def test_bytes_are_left_alone_where_saturating_instructions_may_be_asked_for(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not bytes_are_exact.__wrapped__()
 
 
 def test_halves_are_rounded_up():

@@ -12,12 +12,17 @@ multiplier m and bias b per output channel. Why this is exact although it runs o
 Convolutions are written as matrix products, because convolution routines may use Winograd's or Fourier transforms,
 which round. ``exact_arithmetic`` forbids the reduced-precision products (TF32, bfloat16) that a user may
 have allowed globally.
+
+Where no gradient is asked for and the processor has instructions for them, the products are those of bytes, added up in
+32 bits: the same integers, ten times as fast.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Lock
 
 import torch
@@ -34,6 +39,10 @@ ACCUMULATOR_MAX = 2**24
 MULTIPLIER_MAX = 2**27
 BIAS_MAX = 2**31 - 1
 EVERY = slice(None)
+BYTE_INSTRUCTIONS = "avx512_vnni", "avx_vnni", "amx_int8"
+"""Of which any adds up products of bytes in 32 bits; those of older processors saturate at 16."""
+LIMITS = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
+"""Environment variables that keep torch from using a processor's instructions."""
 
 
 class _FullPrecision:
@@ -71,7 +80,7 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
 
     Args:
         x: ``(B, I, h, w)`` float32 holding integers in ±255.
-        weight: ``(O, I, k, k)`` float32 holding integers in ±127; k odd, zero padding keeps the size.
+        weight: ``(O, I, k, k)`` float32 or int8 holding integers in ±127; k odd, zero padding keeps the size.
         multiplier: ``(O,)`` float64 holding positive integers.
         bias: ``(B, O, 1, 1)`` float64 holding integers.
         low, high: Output range.
@@ -88,23 +97,37 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     return Clamp.apply(rounded, low, high).float().movedim(-1, 1)
 
 
+@cache
+def bytes_are_exact() -> bool:
+    """Whether torch's matrix products of bytes are right and fast on this processor, under this environment."""
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    limited = any(name in os.environ for name in LIMITS)
+    if limited or not any(known.get(name) for name in BYTE_INSTRUCTIONS) or not hasattr(torch, "_int_mm"):
+        return False
+    x, weight = torch.full((64, 256), INPUT_MAX, dtype=torch.uint8), torch.full((256, 64), 127, dtype=torch.int8)
+    return bool((torch._int_mm(x, weight) == 256 * INPUT_MAX * 127).all())
+
+
 def _correlation(x: Tensor, weight: Tensor) -> Tensor:
     """w ∗ x for x ``(B, h, w, I)``, as the sum of a matrix product for each element of the kernel.
 
-    Seen as a row of pixels, the picture under an element of the kernel is the padded picture from some pixel on; what
-    comes out beyond the right border is cut off.
+    Seen as a row of pixels, the pictures under an element of the kernel are the padded pictures from some pixel on;
+    what comes out beyond their borders is cut off.
     """
-    height, width = x.shape[1:3]
-    size = weight.shape[-1]
-    if size == 1:
-        return F.linear(x, weight[:, :, 0, 0])
-    reach, span = size // 2, width + size - 1
-    pixels = F.pad(x, (0, 0, reach, reach, reach, reach + 1)).flatten(1, 2)
-    total = x.new_zeros(len(x), height * span, len(weight))
-    for n, element in enumerate(weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous().unbind()):
-        start = n // size * span + n % size
-        total.baddbmm_(pixels[:, start : start + height * span], element.expand(len(x), -1, -1))
-    return total.unflatten(1, (height, span))[:, :, :width]
+    in_bytes = x.device.type == "cpu" and not (x.requires_grad or weight.requires_grad) and bytes_are_exact()
+    if in_bytes and x.amin() < 0:
+        x, weight = torch.cat([x, -x], -1).clamp_min_(0), torch.cat([weight, -weight], 1)
+    x, weight = (x.to(torch.uint8), weight.to(torch.int8)) if in_bytes else (x, weight.float())
+    (height, width), size = x.shape[1:3], weight.shape[-1]
+    x = F.pad(x, (0, 0, *[size // 2] * 4)) if size > 1 else x
+    pixels, elements = x.flatten(0, 2), weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+    starts = [row * x.shape[2] + column for row in range(size) for column in range(size)]
+    count, multiply = len(pixels) - starts[-1], torch._int_mm if in_bytes else torch.mm
+    total = multiply(pixels[:count], elements[0])
+    for start, element in zip(starts[1:], elements[1:], strict=True):
+        total += multiply(pixels[start : start + count], element)
+    total = F.pad(total, (0, 0, 0, starts[-1])) if size > 1 else total
+    return total.unflatten(0, x.shape[:3])[:, :height, :width]
 
 
 def _check_bound(weight: Tensor) -> None:
@@ -130,9 +153,8 @@ class IntegerConv(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor, channels: slice = EVERY) -> Tensor:
         """Of all output channels or of some."""
-        weight, multiplier = self.weight[channels].float(), self.multiplier[channels].double()
-        bias = self.bias[level, channels].double()[:, :, None, None]
-        return integer_convolution(x, weight, multiplier, bias, self.low, self.high)
+        multiplier, bias = self.multiplier[channels].double(), self.bias[level, channels].double()[:, :, None, None]
+        return integer_convolution(x, self.weight[channels], multiplier, bias, self.low, self.high)
 
 
 class TrainableIntegerConv(nn.Module):
