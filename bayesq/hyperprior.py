@@ -26,7 +26,7 @@ from bayesq.networks.integer import TrainableIntegerConv, convert_layers
 from bayesq.networks.passes import merge, part, passes_over
 from bayesq.networks.rate import Interpolated
 from bayesq.networks.scale import HYPER_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
-from bayesq.networks.transforms import leaky_relu
+from bayesq.networks.transforms import leaky_relu, precisely
 from bayesq.prior import Walk
 
 TABLE_RADIUS = 512
@@ -64,7 +64,7 @@ class HyperAnalysis(nn.Module):
         energy = log_energy(z)
         features = leaky_relu(self.inlet(torch.cat([energy, z.clamp(-4, 4)], 1)))
         features = leaky_relu(self.down(F.pixel_unshuffle(features, 2)))
-        return self.linear(F.avg_pool2d(energy, 2)) + self.shift(level) + self.head(features)
+        return precisely(self.linear, F.avg_pool2d(energy, 2)) + self.shift(level) + self.head(features)
 
 
 class Hyperprior(nn.Module):

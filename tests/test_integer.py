@@ -85,6 +85,24 @@ def test_products_of_bytes_are_those_of_floats(size, at_the_bound, signed, monke
         assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("in_bytes", [bytes_are_exact(), False])
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_are_those_of_a_convolution(size, in_bytes, autocast, monkeypatch):
+    monkeypatch.setattr(integer, "bytes_are_exact", lambda: in_bytes)
+    x, weight, _, bias = problem(size, 0, False)
+    unit = torch.full((3,), 2.0**SHIFT, dtype=torch.float64)
+    inputs = x.requires_grad_(), weight.requires_grad_()
+    direction = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    real = F.conv2d(*inputs, padding=size // 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = integer_convolution(*inputs, unit, 0 * bias, LOW, HIGH)
+        assert torch.equal(ours, real)
+        gradients = torch.autograd.grad(ours, inputs, direction)
+    for a, b in zip(gradients, torch.autograd.grad(real, inputs, direction), strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() < (0.01 if autocast else 1e-5) * b.norm()
+
+
 def test_bytes_are_left_alone_where_saturating_instructions_may_be_asked_for(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not bytes_are_exact.__wrapped__()

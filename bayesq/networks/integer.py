@@ -13,8 +13,8 @@ Convolutions are written as matrix products, because convolution routines may us
 which round. ``exact_arithmetic`` forbids the reduced-precision products (TF32, bfloat16) that a user may
 have allowed globally.
 
-Where no gradient is asked for and the processor has instructions for them, the products are those of bytes, added up in
-32 bits: the same integers, ten times as fast.
+Where the processor has instructions for them, the products are those of bytes, added up in 32 bits: the same integers,
+ten times as fast.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     """
     unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
     scaled_bias, scaled_multiplier = (bias.movedim(1, -1) + 2 ** (SHIFT - 1)) * unit, multiplier * unit
-    real = torch.addcmul(scaled_bias, _correlation(x.movedim(1, -1), weight).double(), scaled_multiplier)
+    real = torch.addcmul(scaled_bias, _Correlation.apply(x.movedim(1, -1), weight).double(), scaled_multiplier)
     if not real.requires_grad:
         return real.floor_().clamp_(low, high).float().movedim(-1, 1)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
@@ -108,13 +108,33 @@ def bytes_are_exact() -> bool:
     return bool((torch._int_mm(x, weight) == 256 * INPUT_MAX * 127).all())
 
 
+class _Correlation(torch.autograd.Function):
+    """w ∗ x for x ``(B, h, w, I)``; gradients are those of an ordinary convolution, in bfloat16 under autocast."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, weight)
+        ctx.dtype = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else torch.float32
+        with torch.autocast(x.device.type, enabled=False):
+            return _correlation(x, weight).float()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        args = (t.to(ctx.dtype) for t in (gradient.movedim(-1, 1), x.movedim(-1, 1), weight))
+        reach, wanted = weight.shape[-1] // 2, [*ctx.needs_input_grad, False]
+        one, none = [1, 1], [0, 0]
+        dx, dw, _ = torch.ops.aten.convolution_backward(*args, None, one, [reach] * 2, one, False, none, 1, wanted)
+        return None if dx is None else dx.movedim(1, -1).to(x), None if dw is None else dw.to(weight)
+
+
 def _correlation(x: Tensor, weight: Tensor) -> Tensor:
-    """w ∗ x for x ``(B, h, w, I)``, as the sum of a matrix product for each element of the kernel.
+    """The same without gradients, as the sum of a matrix product for each element of the kernel.
 
     Seen as a row of pixels, the pictures under an element of the kernel are the padded pictures from some pixel on;
     what comes out beyond their borders is cut off.
     """
-    in_bytes = x.device.type == "cpu" and not (x.requires_grad or weight.requires_grad) and bytes_are_exact()
+    in_bytes = x.device.type == "cpu" and bytes_are_exact()
     if in_bytes and x.amin() < 0:
         x, weight = torch.cat([x, -x], -1).clamp_min_(0), torch.cat([weight, -weight], 1)
     x, weight = (x.to(torch.uint8), weight.to(torch.int8)) if in_bytes else (x, weight.float())

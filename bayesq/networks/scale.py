@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.passes import Pass, Places, weave
-from bayesq.networks.transforms import leaky_relu
+from bayesq.networks.transforms import leaky_relu, precisely
 
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
@@ -122,4 +122,4 @@ class MeanNetwork(nn.Module):
 
     def mean(self, n: int, features: Tensor) -> Tensor:
         """Means of the group of pass n over their gain, ``(B, channels, h, w)``."""
-        return self.heads[n](features)
+        return precisely(self.heads[n], features)

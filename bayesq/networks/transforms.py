@@ -100,10 +100,10 @@ class Lapping(nn.Module):
         half, (rows, columns) = BLOCK // 2, (side // BLOCK - 1 for side in x.shape[-2:])
         with torch.autocast(x.device.type, enabled=False):
             x, matrix = x.to(self.kernel), self._matrix()
-            inner = x[..., half:-half].unflatten(-1, (columns, BLOCK)) @ matrix.T
-            x = torch.cat([x[..., :half], inner.flatten(-2), x[..., -half:]], -1)
-            inner = matrix @ x[..., half:-half, :].unflatten(-2, (rows, BLOCK))
-            return torch.cat([x[..., :half, :], inner.flatten(-3, -2), x[..., -half:, :]], -2)
+            left, inner, right = x.split([half, columns * BLOCK, half], -1)
+            x = torch.cat([left, (inner.unflatten(-1, (columns, BLOCK)) @ matrix.T).flatten(-2), right], -1)
+            top, inner, bottom = x.split([half, rows * BLOCK, half], -2)
+            return torch.cat([top, (matrix @ inner.unflatten(-2, (rows, BLOCK))).flatten(-3, -2), bottom], -2)
 
     def _matrix(self) -> Tensor:
         """What the eight pixels on either side of a border, 16 in a row, are multiplied by."""

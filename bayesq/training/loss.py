@@ -32,7 +32,7 @@ class RateDistortionLoss(nn.Module):
 
     Args:
         codec: What is trained.
-        bfloat16: Run the transforms, not the prior, in bfloat16.
+        bfloat16: Run what may be inexact in bfloat16: all but the linear branches and the scale path.
     """
 
     def __init__(self, codec: Codec, bfloat16: bool = False) -> None:
@@ -44,9 +44,8 @@ class RateDistortionLoss(nn.Module):
         batch, _, height, width = x.shape
         codec = self.codec
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            z = codec.analysis(x, level).float()
-        relaxed = relax(codec.walk(batch, height, width, level), codec.prior.targets(z, level), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            targets = codec.prior.targets(codec.analysis(x, level).float(), level)
+            relaxed = relax(codec.walk(batch, height, width, level), targets, generator)
             decoded = codec.picture(relaxed.values, height, width, level).float()
         mse = (decoded - x).square().flatten(1).mean(1)
         bpp = relaxed.log_density / (-math.log(2) * height * width)
