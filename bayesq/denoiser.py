@@ -27,6 +27,7 @@ from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.networks.unet import UNet
 from bayesq.quality import LEVELS
+from bayesq.runtime import bfloat16_is_fast
 from bayesq.weights import pack, unpack
 
 FORMAT = "bayesq-denoiser-1"
@@ -56,6 +57,9 @@ class Sizes:
 class Denoiser(nn.Module):
     """The posterior's moments for pictures in white noise; called like the denoisers of deepinv.
 
+    Where the processor has instructions for bfloat16, all convolutions but the first use it: 1.5 times as fast, and 0.02
+    dB worse at noise of 1/255, 0.003 from 15/255 on.
+
     Args:
         sizes: Of the network.
     """
@@ -65,6 +69,7 @@ class Denoiser(nn.Module):
         self.sizes = sizes or Sizes()
         self.network = UNet(4, self.sizes.widths, self.sizes.depth, self.sizes.middle)
         self.multiple = self.network.multiple
+        self.reduced = bfloat16_is_fast()
         self.to(memory_format=torch.channels_last)
         self.name = "unnamed"
         self.model_id = bytes(8)
@@ -91,7 +96,8 @@ class Denoiser(nn.Module):
         total = (noise.square() + SPREAD**2).sqrt()
         error = noise * SPREAD / total
         padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
-        found = self.network((padded - 0.5) / total, level)[..., :height, :width]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.reduced and x.dtype == torch.float32):
+            found = self.network((padded - 0.5) / total, level)[..., :height, :width].to(x.dtype)
         mean = 0.5 + (SPREAD / total).square() * (x - 0.5) + error * found[:, :3]
         return mean, error * (found[:, 3:] - 1).clamp(*BOUNDS).exp()
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesq.networks.rate import Interpolated
-from bayesq.networks.transforms import fold, unfold
+from bayesq.networks.transforms import fold, precisely, unfold
 
 
 class Block(nn.Module):
@@ -59,7 +59,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         """Maps for pictures at levels ``(B,)`` in 0…255, between which modulations are interpolated."""
-        x, skips = self.stem(fold(x, 2)), []
+        x, skips = precisely(self.stem, fold(x, 2)), []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
             x = _through(blocks, x, level)
             skips.append(x)
