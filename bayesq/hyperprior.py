@@ -30,8 +30,6 @@ from bayesq.networks.transforms import leaky_relu, precisely
 from bayesq.prior import Walk
 
 TABLE_RADIUS = 512
-CERTAIN = 3
-"""At table indexes below this a code is 0 by definition: tables cannot tell what the others have, less than 2⁻²⁴."""
 
 
 def log_energy(z: Tensor) -> Tensor:
@@ -78,11 +76,12 @@ class Hyperprior(nn.Module):
         leading: How many of them are coded first, in four passes; a multiple of 4.
         hyper: N, channels of h.
         width: Hidden channels of all its networks.
+        certain: At table indexes below this a code is 0 by definition.
     """
 
     stride = 2
 
-    def __init__(self, latents: int, leading: int, hyper: int, width: int) -> None:
+    def __init__(self, latents: int, leading: int, hyper: int, width: int, certain: int) -> None:
         super().__init__()
         self.hyper = hyper
         self.passes = [*passes_over(slice(0, leading), 4), *passes_over(slice(leading, latents), 2)]
@@ -93,7 +92,8 @@ class Hyperprior(nn.Module):
         self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
         self.tables: Tables | None = None
         zones = dead_zones(scale_of(torch.arange(SCALE_COUNT)))
-        self.register_buffer("dead_zones", zones.index_fill(0, torch.arange(CERTAIN), torch.inf), persistent=False)
+        zones[:certain] = torch.inf
+        self.register_buffer("dead_zones", zones, persistent=False)
 
     def export(self) -> None:
         """Replaces, in place, all that stands before the symbols by integers."""

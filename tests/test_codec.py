@@ -9,11 +9,12 @@ from safetensors.torch import save as safetensors_bytes
 from skimage.data import astronaut
 
 from bayesq import bitstream, files, rates, tiling
+from bayesq.architecture import Architecture
 from bayesq.codec import FORMAT, Codec
 from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.hyperprior import WAYS
 from bayesq.io import to_image
-from bayesq.prior import decode
+from bayesq.prior import decode, drive
 
 SIZES = [(1, 1), (1, 40), (16, 16), (31, 33), (70, 45)]
 LEVELS = [0, 100, 255]
@@ -232,3 +233,18 @@ def test_exporting_leaves_the_codec_alone(tiny_codec):
     tiny_codec.exported()
     after = tiny_codec.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_codes_are_zero_and_free_at_the_smallest_indexes(codec):
+    coded, laws = codec.quantize(picture(96, 64), 40), []
+    values = iter(coded.values)
+    with torch.inference_mode():
+        drive(codec.walk(1, 96, 64, torch.tensor([40])), lambda n, law: laws.append(law) or next(values))
+    free = [law.index.round() < codec.architecture.certain for law in laws]
+    for law, here, symbols in zip(laws, free, coded.symbols, strict=True):
+        assert torch.equal(here, law.tables()[0] == -1) and not symbols[here].any()
+    assert any(here.any() and symbols.any() for here, symbols in zip(free, coded.symbols, strict=True))
+
+
+def test_models_that_do_not_tell_what_is_certain_are_older_ones():
+    assert Architecture.from_json("{}") == Architecture(certain=3) != Architecture()
