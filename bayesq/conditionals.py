@@ -23,6 +23,10 @@ from bayesq.quantizers import DeadZone, Lattice, Quantizer
 SCALE_MIN, SCALE_MAX, SCALE_COUNT = 0.11, 256.0, 64
 DISTORTION_PRICE = 12.0
 BREAK_EVEN_ITERATIONS = 5
+TAIL = 10.0
+"""Deviate beyond which masses are computed by their logarithms."""
+LEAST_SHARE = 1e-6
+"""Of the mass beyond its near edge that a cell is taken to have at least; rounding would leave narrow ones none."""
 SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_COUNT - 1)
 
 
@@ -81,8 +85,25 @@ class Conditional(Protocol):
 
 def log_difference(upper: Tensor, lower: Tensor) -> Tensor:
     """log(exp(upper) − exp(lower)) without cancellation, for upper ≥ lower."""
-    gap = (lower - upper).clamp_max(-1e-6)
+    gap = (lower - upper).clamp_max(-LEAST_SHARE)
     return upper + torch.log(-torch.expm1(gap))
+
+
+def log_normal_mass(near: Tensor, far: Tensor) -> Tensor:
+    """log(Φ(−near) − Φ(−far)) for standard deviates near < far, differentiable and finite however far out.
+
+    Φ is taken through erfc, which is fast, and in the tail, where that underflows, through its logarithm.
+    """
+    tail = near > TAIL
+    outside = bool(tail.any())
+    inner = near.masked_fill(tail, 0.0) if outside else near
+    outer = far.masked_fill(tail, 1.0) if outside else far
+    upper, lower = (torch.erfc(deviate * 0.5**0.5) for deviate in (inner, outer))
+    result = torch.log(torch.maximum(upper - lower, LEAST_SHARE * upper) / 2)
+    if not outside:
+        return result
+    upper, lower = (torch.special.log_ndtr(-deviate[tail]) for deviate in (near, far))
+    return result.masked_scatter(tail, log_difference(upper, lower))
 
 
 @dataclass(frozen=True)
@@ -105,11 +126,7 @@ class GaussianCells:
 
     def log_mass(self, cell: Cell) -> Tensor:
         distance, half, scale = (cell.centre - self.mean).abs(), cell.width / 2, scale_of(self.index)
-        upper, lower = (
-            torch.special.log_ndtr((half - distance) / scale),
-            torch.special.log_ndtr((-half - distance) / scale),
-        )
-        return log_difference(upper, lower)
+        return log_normal_mass((distance - half) / scale, (distance + half) / scale)
 
     def log_density(self, value: Tensor) -> Tensor:
         return self.log_mass(Cell(value, torch.ones((), dtype=value.dtype, device=value.device)))

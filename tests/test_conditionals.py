@@ -81,7 +81,7 @@ def test_masses_of_the_parts_add_up(law, width):
 def test_a_larger_cell_holds_more(law):
     conditional, centre = law(1), line(-20, 20, 41)
     masses = [conditional.log_mass(Cell(centre, torch.tensor(width))) for width in (0.5, 1.0, 2.0, 400.0)]
-    assert all((small < large).all() for small, large in pairwise(masses))
+    assert all(((small < large) | (large > -1e-7)).all() for small, large in pairwise(masses))
     assert (masses[-1] <= 0).all() and torch.allclose(masses[-1], torch.zeros(()), atol=1e-3)
 
 
