@@ -14,7 +14,7 @@ which round. ``exact_arithmetic`` forbids the reduced-precision products (TF32, 
 have allowed globally.
 
 Where the processor has instructions for them, the products are those of bytes, added up in 32 bits: the same integers,
-ten times as fast.
+several times as fast.
 """
 
 from __future__ import annotations
