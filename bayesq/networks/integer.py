@@ -90,7 +90,7 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     """
     unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
     scaled_bias, scaled_multiplier = (bias.movedim(1, -1) + 2 ** (SHIFT - 1)) * unit, multiplier * unit
-    real = torch.addcmul(scaled_bias, _Correlation.apply(x.movedim(1, -1), weight).double(), scaled_multiplier)
+    real = torch.addcmul(scaled_bias, _Correlation.apply(x.movedim(1, -1), weight), scaled_multiplier)
     if not real.requires_grad:
         return real.floor_().clamp_(low, high).float().movedim(-1, 1)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
@@ -109,14 +109,14 @@ def bytes_are_exact() -> bool:
 
 
 class _Correlation(torch.autograd.Function):
-    """w ∗ x for x ``(B, h, w, I)``; gradients are those of an ordinary convolution, in bfloat16 under autocast."""
+    """w ∗ x in float64 for x ``(B, h, w, I)``; gradients are a convolution's, in bfloat16 under autocast."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, weight)
         ctx.dtype = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else torch.float32
         with torch.autocast(x.device.type, enabled=False):
-            return _correlation(x, weight).float()
+            return _correlation(x, weight).double()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
