@@ -223,8 +223,8 @@ def restore(
 def default_algorithm(physics: Physics, likelihood: Likelihood) -> type[DAPS | VBLE]:
     """``DAPS`` where white Gaussian noise of a known level is all that is the matter, else ``VBLE``.
 
-    The shipped denoiser removes noise better than the codec's latents explain it away, by about a decibel; blurs are
-    undone better by ``VBLE``, which also knows better what it does not know.
+    The shipped denoiser removes noise better than the codec's latents explain it away, by about a decibel. So it does
+    blurs, but ``VBLE``'s error bars are those that were tested on them.
     """
     from deepinv.physics import Denoising
 

@@ -48,7 +48,7 @@ def test_samples_follow_a_posterior_that_is_known(noise_alone):
     physics = operators.denoise(SIZE, SIGMA) if noise_alone else operators.inpaint(mask, SIZE, SIGMA)
     truth = 0.5 + SPREAD * torch.randn(1, 3, *SIZE, generator=generator(2))
     y = operators.degrade(truth, physics, generator(3))
-    search = DAPS(posterior(physics, y), 10, GaussianPrior(), restart=0.8, finest=0.005)
+    search = DAPS(posterior(physics, y), 10, GaussianPrior(), last=0.001, weight=1, restart=0.8, finest=0.005, doubt=1)
     state = search.init(torch.full_like(truth, 0.5))
     for _ in range(10):
         state, info = search.step(state, generator())
@@ -73,12 +73,27 @@ def test_the_search_fits_the_measurement_and_the_samples_differ(photo):
     assert torch.equal(found.samples, again.samples)
 
 
-def test_the_mean_of_noise_alone_is_the_denoisers(photo):
+def test_the_mean_of_noise_alone_is_the_denoisers_over_all_symmetries_of_the_square(photo):
+    photo = photo[..., :48]
     physics = operators.denoise(photo.shape[-2:], 0.1)
     y = operators.degrade(photo, physics, generator())
     found = restore(y, physics, samples=4)
-    assert (found.mean - zoo.denoiser()(y, 0.1)).abs().mean() < 2e-3
-    assert psnr(found.mean, photo) > psnr(y, photo) + 8 and found.quality is None
+    denoiser = zoo.denoiser()
+    mirrored = [y, y.flip(2), y.flip(3), y.flip(2, 3)]
+    means = [denoiser(x, 0.1) for x in mirrored], [denoiser(x.mT.contiguous(), 0.1).mT for x in mirrored]
+    a, b, c, d = (torch.stack(pair).mean(0) for pair in zip(*means, strict=True))
+    assert (found.mean - (a + b.flip(2) + c.flip(3) + d.flip(2, 3)) / 4).abs().mean() < 1e-3
+    assert psnr(found.mean, photo) > psnr(denoiser(y, 0.1), photo) > psnr(y, photo) + 8 and found.quality is None
+
+
+def test_turned_pictures_are_restored_alike(photo):
+    """A symmetric operator, and steps as many times as there are symmetries: only the noise's bits differ."""
+    physics = operators.blur("gaussian:1", photo.shape[-2:], 0.02)
+    y = operators.degrade(photo, physics, generator())
+    found, turned = (
+        restore(measured, physics, algorithm=DAPS, samples=2, calibrated=False).mean for measured in (y, y.mT)
+    )
+    assert psnr(found, turned.mT) > psnr(found, photo) + 6
 
 
 def test_a_codec_or_a_quality_asks_for_vble(photo, tiny_codec):

@@ -83,7 +83,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "default: by the noise",
     )
     parser.add_argument(
-        "--steps", type=common.positive, metavar="N", help="of the search (default: 10 for daps, else 50 a grid)"
+        "--steps", type=common.positive, metavar="N", help="of the search (default: 24 for daps, else 50 a grid)"
     )
     parser.add_argument(
         "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar
 
@@ -20,6 +21,10 @@ from bayesq.likelihoods import DecoderError, Gaussian
 from bayesq.operators.conditioning import condition
 
 NOISY = 0.02
+LEAST = 1 / 255
+SYMMETRIES = 8
+STRIDE = 5
+"""Coprime to ``SYMMETRIES``: neighbouring steps see the picture in orientations that are far apart."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +44,17 @@ class Annealed:
 class DAPS:
     """Posterior sampling by decoupled annealing, for white Gaussian noise behind a linear operator.
 
-    A step of the search alternates, at a falling level of noise σ, between the denoiser's mean and the picture that
-    fits both it, with deviation σ, and the measurement: half-quadratic splitting, which ends near a mode. A sample is
-    the end of a chain from there. At each of a few falling levels it adds noise, asks the denoiser for the law of the
-    picture given the noisy one, N(mean, diag s²), and draws from that law times p(y | x). The law is treated as if
-    values were independent, which they are not: what noisy measurements say is believed too readily, the more so the
-    longer the chain. Where noise is all that is the matter nothing needs to be conditioned: chains start from the
-    measurement, and follow the reverse diffusion. Nothing is propagated back through the denoiser.
+    A step of the search takes, at a falling level of noise σ, the picture that fits both the estimate so far, with
+    deviation σ / √weight, and the measurement, and denoises it: half-quadratic splitting. Every step turns or mirrors
+    the picture otherwise before it asks the denoiser, whose faults would add up; where noise is all that is the matter
+    the estimate is the mean over all eight ways.
+
+    A sample is the end of a chain from there. At each of a few falling levels it adds noise, asks the denoiser for the
+    law of the picture given the noisy one, N(mean, diag s²), and draws from that law times p(y | x). The law is treated
+    as if values were independent, which they are not: what noisy measurements say is believed too readily, the more so
+    the longer the chain. So s counts ``doubt`` times, and samples are moved to have the search's estimate for mean,
+    which errs less than theirs. Where nothing needs to be conditioned, chains start from the measurement, and follow
+    the reverse diffusion. Nothing is propagated back through the denoiser.
 
     Sources: Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing", CVPR 2025, in
     which the deviation depends on the level alone, and draws are by Langevin steps; for the search, Zhang et al.,
@@ -56,10 +65,13 @@ class DAPS:
         posterior: Measurement and likelihood; the codec and the prior's weight are not used.
         steps: Length of the search.
         denoiser: By default the shipped one.
-        coarsest, restart: σ at the start of the search and of a chain, image units; at least the measurement's. Chains
-            start at half of ``restart`` if the measurement's is above ``NOISY``.
-        finest: σ at the end of both.
+        coarsest: σ at the start of the search, image units; at least the measurement's.
+        last: σ at the end of the search; by default the measurement's, at least 1/255.
+        weight: How much the estimate counts in the search, as against the measurement.
+        restart: σ at the start of a chain; at least the measurement's, and half of this if that is above ``NOISY``.
+        finest: σ at the end of a chain.
         ratio: How much smaller each σ of a chain is than that before, about.
+        doubt: What s is multiplied by.
 
     Raises:
         OperatorError: the noise is not white and Gaussian of a known level, or the operator is not linear.
@@ -69,10 +81,13 @@ class DAPS:
     steps: int
     denoiser: Denoiser = field(default_factory=zoo.denoiser)
     coarsest: float = 0.2
+    last: float | None = None
+    weight: float = 0.7
     restart: float = 0.12
     finest: float = 0.01
     ratio: float = 1.6
-    default_steps: ClassVar[int] = 10
+    doubt: float = 1.5
+    default_steps: ClassVar[int] = 24
 
     def __post_init__(self) -> None:
         if not DecoderError.takes(self._likelihood):
@@ -98,39 +113,49 @@ class DAPS:
     def step(self, state: Annealed, generator: torch.Generator) -> tuple[Annealed, Info]:
         """One iteration, of which noise alone takes a single one; the generator is not used."""
         if self._noise_alone:
-            picture = state.picture if state.count else self.denoiser(self.posterior.y, self._sigma)
+            picture = state.picture if state.count else self._mean_of_all_ways()
         else:
-            sigma = _levels(max(self.coarsest, self._sigma), self.finest, self.steps)[min(state.count, self.steps - 1)]
-            mean = self.denoiser(state.picture, sigma)
-            picture = self._fit(mean, mean.new_tensor(sigma))
+            last = max(self._sigma, LEAST) if self.last is None else self.last
+            sigma = _levels(max(self.coarsest, last), last, self.steps)[min(state.count, self.steps - 1)]
+            fitting = self._fit(state.picture, state.picture.new_tensor(sigma / self.weight**0.5))
+            picture = self._moments(fitting, sigma, state.count)[0]
         log_likelihood = self.posterior.log_likelihood_of_picture(picture).sum()
         return Annealed(picture, state.count + 1), Info(math.nan, float(log_likelihood), math.nan)
 
     @torch.no_grad()
     def sample(self, state: Annealed, n: int, generator: torch.Generator) -> Tensor:
-        if not self._noise_alone:
-            return torch.stack([self._chain(state.picture, generator) for _ in range(n)]).clamp(0, 1)
-        draws = torch.stack([self._reverse(generator) for _ in range(n)])
-        known = state.picture - draws.mean(0) if n > 1 and state.count else 0  # the mean is known exactly
-        return (draws + known).clamp(0, 1)
+        draw = self._reverse if self._noise_alone else partial(self._chain, state.picture)
+        draws = torch.stack([draw(place, generator) for place in range(n)])
+        moved = state.picture - draws.mean(0) if n > 1 and state.count else 0
+        return (draws + moved).clamp(0, 1)
 
-    def _chain(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _chain(self, x: Tensor, place: int, generator: torch.Generator) -> Tensor:
         restart = self.restart if self._sigma <= NOISY else self.restart / 2
-        for sigma in self._falling(max(restart, self._sigma)):
-            mean, std = self.denoiser.moments(x + sigma * _noise(x, generator), sigma)
-            x = self._fit(mean, std, generator)
+        for turn, sigma in enumerate(self._falling(max(restart, self._sigma)), place):
+            mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
+            x = self._fit(mean, self.doubt * std, generator)
         return x
 
-    def _reverse(self, generator: torch.Generator) -> Tensor:
-        def draw(x: Tensor, sigma: float) -> Tensor:
-            mean, std = self.denoiser.moments(x, sigma)
+    def _reverse(self, place: int, generator: torch.Generator) -> Tensor:
+        def draw(x: Tensor, sigma: float, turn: int) -> Tensor:
+            mean, std = self._moments(x, sigma, turn)
             return mean + std * _noise(x, generator)
 
         x, levels = self.posterior.y, self._falling(self._sigma)
-        for sigma, following in pairwise(levels):
+        for turn, (sigma, following) in enumerate(pairwise(levels), place):
             kept = (following / sigma) ** 2
-            x = torch.lerp(draw(x, sigma), x, kept) + following * (1 - kept) ** 0.5 * _noise(x, generator)
-        return draw(x, levels[-1])
+            x = torch.lerp(draw(x, sigma, turn), x, kept) + following * (1 - kept) ** 0.5 * _noise(x, generator)
+        return draw(x, levels[-1], place)
+
+    def _moments(self, x: Tensor, sigma: float, turn: int) -> tuple[Tensor, Tensor]:
+        """The denoiser's, asked in one of eight orientations."""
+        way = turn * STRIDE % SYMMETRIES
+        mean, std = self.denoiser.moments(_turned(x, way), sigma)
+        return _turned_back(mean, way), _turned_back(std, way)
+
+    def _mean_of_all_ways(self) -> Tensor:
+        ways = [self._moments(self.posterior.y, self._sigma, turn)[0] for turn in range(SYMMETRIES)]
+        return torch.stack(ways).mean(0)
 
     @property
     def _noise_alone(self) -> bool:
@@ -153,3 +178,14 @@ def _levels(first: float, last: float, count: int) -> list[float]:
 
 def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator).to(x)
+
+
+def _turned(x: Tensor, way: int) -> Tensor:
+    """One of the eight symmetries of a square: quarter turns, then perhaps a reflection."""
+    x = x.rot90(way % 4, (2, 3))
+    return x.flip(3) if way >= 4 else x
+
+
+def _turned_back(x: Tensor, way: int) -> Tensor:
+    x = x.flip(3) if way >= 4 else x
+    return x.rot90(-(way % 4), (2, 3))
