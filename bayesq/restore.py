@@ -221,14 +221,11 @@ def restore(
 
 
 def default_algorithm(physics: Physics, likelihood: Likelihood) -> type[DAPS | VBLE]:
-    """``DAPS`` where white Gaussian noise of a known level is all that is the matter, else ``VBLE``.
+    """``DAPS`` for white Gaussian noise of a known level behind a linear operator, else ``VBLE``.
 
-    The shipped denoiser removes noise better than the codec's latents explain it away, by about a decibel. So it does
-    blurs, but ``VBLE``'s error bars are those that were tested on them.
+    With the shipped models ``DAPS`` errs less, by 0.5 to 0.9 dB, and knows better where; ``VBLE`` takes any likelihood.
     """
-    from deepinv.physics import Denoising
-
-    return DAPS if isinstance(physics, Denoising) and DecoderError.takes(likelihood) else VBLE
+    return DAPS if DecoderError.takes(likelihood) else VBLE
 
 
 def _quick_estimate(y: Tensor, physics: Physics) -> Tensor:

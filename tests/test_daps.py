@@ -108,7 +108,8 @@ def test_the_default_depends_on_the_problem(photo):
     assert default_algorithm(physics, from_physics(physics)) is DAPS
     assert default_algorithm(physics, UnknownGaussian(physics)) is VBLE
     assert default_algorithm(physics, Poisson(physics, 0.1)) is VBLE
-    assert default_algorithm(blur, from_physics(blur)) is VBLE
+    assert default_algorithm(blur, from_physics(blur)) is DAPS
+    assert default_algorithm(blur, Poisson(blur, 0.1)) is VBLE
 
 
 def test_other_noise_is_refused(photo):

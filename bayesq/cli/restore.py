@@ -92,8 +92,8 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--algorithm",
         choices=[AUTO, *ALGORITHMS],
         default=AUTO,
-        help="of the inference; auto: daps to denoise, if the noise is Gaussian and known, and no quality and no codec "
-        "is asked for; else vble (default: %(default)s)",
+        help="of the inference; auto: daps if the noise is Gaussian and known, and no quality and no codec is asked "
+        "for; else vble (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
     parser.add_argument(
