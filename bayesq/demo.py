@@ -15,7 +15,7 @@ from bayesq.io import atomic_write, read_image, to_image, to_tensor, write_image
 from bayesq.operators import blur, degrade
 from bayesq.plot import plot_contact_sheet
 from bayesq.resources import data_dir
-from bayesq.restore import STEPS, restore
+from bayesq.restore import restore
 
 QUALITIES = (5, 35, 75)
 CROP = (60, 0, 316, 256)
@@ -52,13 +52,13 @@ class Report:
     seconds: float
 
 
-def run(folder: str | Path, codec: Codec, steps: int = STEPS, seed: int = 0, progress: bool = False) -> Report:
+def run(folder: str | Path, codec: Codec, steps: int | None = None, seed: int = 0, progress: bool = False) -> Report:
     """Runs the demonstration on a photograph that bayesq carries, and writes its pictures and a contact sheet.
 
     Args:
         folder: Where to write; made if missing.
-        codec: The prior and the compressor.
-        steps: Iterations of the restoration.
+        codec: The compressor.
+        steps: Iterations of the restoration; by default as many as ``restore`` takes.
         seed: Of noise and inference.
         progress: Show a progress bar on stderr.
     """
@@ -80,7 +80,7 @@ def run(folder: str | Path, codec: Codec, steps: int = STEPS, seed: int = 0, pro
 
     physics = blur(data_dir() / "motion.png", (image.height, image.width), 5 / 255)
     y = degrade(x, physics, generator)
-    restored = restore(y, physics, codec=codec, steps=steps, generator=generator, progress=progress)
+    restored = restore(y, physics, steps=steps, generator=generator, progress=progress)
     restoring = [
         [
             ("Photograph", x),

@@ -181,13 +181,13 @@ def restore(
         algorithm = VBLE if codec or quality is not None else default_algorithm(physics, likelihood)
     on_pixels = getattr(algorithm, "func", algorithm) is DAPS  # func: a partial's
     steps = steps or (DAPS.default_steps if on_pixels else STEPS)
-    codec = codec or zoo.shared()
+    codec = None if on_pixels else codec or zoo.shared()
     generator = generator or torch.Generator().manual_seed(0)
     level = level_of(default_quality(physics) if quality is None else quality)
-    if DecoderError.takes(likelihood):
+    if codec and DecoderError.takes(likelihood):
         likelihood = DecoderError(likelihood, decoder_error(level))
     x0 = _quick_estimate(y, physics)
-    if not on_pixels:
+    if codec:
         x0 = _improve(x0, y, physics, likelihood, codec, level)
     posterior = Posterior(y, likelihood, codec, torch.full((len(x0),), level), (x0.shape[2], x0.shape[3]), prior_weight)
     offsets = OFFSETS[: 1 if on_pixels else min(grids, samples)]

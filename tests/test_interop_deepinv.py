@@ -7,7 +7,7 @@ import torch
 from bayesq import operators
 from bayesq.architecture import Architecture
 from bayesq.codec import Codec
-from bayesq.interop.deepinv import CodecDenoiser, CodingDenoiser, VBLEReconstructor
+from bayesq.interop.deepinv import CodecDenoiser, CodingDenoiser, PosteriorReconstructor
 from bayesq.restore import restore
 
 TINY = Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)
@@ -27,7 +27,7 @@ def measured() -> tuple[torch.Tensor, deepinv.physics.Physics]:
 
 
 def test_reconstructor_is_the_posterior_mean(codec, measured):
-    model = VBLEReconstructor(codec, steps=3)
+    model = PosteriorReconstructor(codec, steps=3)
     with torch.no_grad():
         mean = model(*measured, seed=4)
     expected = restore(*measured, codec=codec, steps=3, generator=torch.Generator().manual_seed(4)).mean
@@ -36,7 +36,7 @@ def test_reconstructor_is_the_posterior_mean(codec, measured):
 
 
 def test_sampling_gives_mean_and_variance(codec, measured):
-    mean, variance = VBLEReconstructor(codec, steps=3).sample(*measured, n=5)
+    mean, variance = PosteriorReconstructor(codec, steps=3).sample(*measured, n=5)
     assert mean.shape == variance.shape == measured[0].shape
     assert (variance > 0).any()
 

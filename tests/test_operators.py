@@ -128,6 +128,8 @@ def test_blur_is_that_of_deepinv(kernel):
     ours, theirs = operators.EdgeBlur(taps, noise), Blur(taps, padding="replicate", noise_model=noise)
     torch.testing.assert_close(ours.A(x), theirs.A(x), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(ours.A_adjoint(x), theirs.A_adjoint(x), rtol=1e-5, atol=1e-5)
+    other = taps.mT.contiguous()
+    torch.testing.assert_close(ours.A(x, filter=other), theirs.A(x, filter=other), rtol=1e-5, atol=1e-5)
 
 
 def test_start_for_a_valid_blur_extends_the_measurement():

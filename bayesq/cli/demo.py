@@ -14,9 +14,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "pictures, and one sheet of them all.",
     )
     parser.add_argument("--out", default="bayesq-demo", metavar="DIR", help="where to (default: %(default)s)")
-    parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
+    parser.add_argument("-m", "--model", default="base", help="the codec: a name of `bayesq models`, or a file")
     parser.add_argument(
-        "--steps", type=common.positive, default=50, metavar="N", help="of the restoration (default: %(default)s)"
+        "--steps", type=common.positive, metavar="N", help="of the restoration (default: those of `restore`)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     common.add_talk_options(parser)

@@ -48,7 +48,7 @@ class Posterior:
     Attributes:
         y: The measurement, whatever shape the likelihood takes; the first dimension is the batch.
         likelihood: p(y | x).
-        codec: Decoder and prior of the latents.
+        codec: Decoder and prior of the latents; None for algorithms on pixels, which may have priors of their own.
         level: ``(B,)`` quality level of the prior: its bitrate, VBLE's α.
         size: Height and width of the picture.
         prior_weight: Power of the prior; 1 is Bayes' rule.
@@ -58,7 +58,7 @@ class Posterior:
 
     y: Tensor
     likelihood: Likelihood
-    codec: Codec
+    codec: Codec | None
     level: Tensor
     size: tuple[int, int]
     prior_weight: float = 1.0

