@@ -34,7 +34,7 @@ from bayesq import metrics
 from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.likelihoods import SIGMA_FLOOR
-from bayesq.operators import JPEG, BicubicDownsampling
+from bayesq.operators import JPEG, BicubicDownsampling, stated_noise
 from bayesq.operators.proximal import proximal
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ class Problem:
     """What makes one restoration problem like another.
 
     Attributes:
-        family: A key of ``FAMILIES``, or ``other``.
+        family: A key of ``FAMILIES``; ``photons`` for noise alone that depends on brightness; or ``other``.
         observed: Logarithm of the share of fine detail that a measurement settles: the trace, over its order, of
             AᵀA (AᵀA + σ²/d²)⁻¹, d being the deviation that detail is reckoned to have; 0 where A is not linear. Unlike
             AᵀA itself it tells a motion blur from a Gaussian one, which loses far more.
-        noise: Logarithm of the noise's standard deviation σ, image units.
+        noise: Logarithm of the noise's standard deviation σ, image units; of photons, that at mid-grey.
     """
 
     family: str
@@ -81,9 +81,10 @@ class Problem:
     def of(cls, physics: Physics, size: tuple[int, int]) -> Problem:
         """The problem that an operator poses for pictures of a size (H, W)."""
         family = next((name for name, kinds in FAMILIES.items() if isinstance(physics, kinds)), "other")
+        if family == "denoise" and hasattr(physics.noise_model, "gain"):
+            family = "photons"
+        noise = max(SIGMA_FLOOR, stated_noise(physics))
         probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-        sigma = getattr(physics.noise_model, "sigma", None)
-        noise = SIGMA_FLOOR if sigma is None else max(SIGMA_FLOOR, float(sigma.mean()))
         observed = 1.0
         if isinstance(physics, LinearPhysics):
             with torch.no_grad():

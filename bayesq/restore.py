@@ -24,7 +24,7 @@ from bayesq.inference.splitting import split
 from bayesq.io import atomic_write
 from bayesq.likelihoods import DecoderError, Likelihood, from_physics
 from bayesq.networks.rate import decoder_error, level_of_error, level_of_noise
-from bayesq.operators import initial_image
+from bayesq.operators import initial_image, stated_noise
 from bayesq.quality import level_of, quality_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def default_quality(physics: Physics) -> float:
     It is the one whose decoder errs by an eighth of the noise, about the best share in denoising three held-out crops;
     blurs and reductions hardly depend on it.
     """
-    return quality_of(level_of_error(_sigma(physics) / 8))
+    return quality_of(level_of_error(stated_noise(physics) / 8))
 
 
 def restore(
@@ -178,7 +178,7 @@ def restore(
     y = y.float()
     likelihood = likelihood or from_physics(physics)
     if algorithm is None:
-        algorithm = VBLE if codec or quality is not None else default_algorithm(physics, likelihood)
+        algorithm = VBLE if codec or quality is not None else default_algorithm(likelihood)
     on_pixels = getattr(algorithm, "func", algorithm) is DAPS  # func: a partial's
     steps = steps or (DAPS.default_steps if on_pixels else STEPS)
     codec = None if on_pixels else codec or zoo.shared()
@@ -220,12 +220,12 @@ def restore(
     return correction.correct(restoration, physics) if correction else restoration
 
 
-def default_algorithm(physics: Physics, likelihood: Likelihood) -> type[DAPS | VBLE]:
-    """``DAPS`` for white Gaussian noise of a known level behind a linear operator, else ``VBLE``.
+def default_algorithm(likelihood: Likelihood) -> type[DAPS | VBLE]:
+    """``DAPS`` for noise that is nearly Gaussian behind a linear operator, else ``VBLE``.
 
     With the shipped models ``DAPS`` errs less, by 0.5 to 0.9 dB, and knows better where; ``VBLE`` takes any likelihood.
     """
-    return DAPS if DecoderError.takes(likelihood) else VBLE
+    return DAPS if DAPS.takes(likelihood) else VBLE
 
 
 def _quick_estimate(y: Tensor, physics: Physics) -> Tensor:
@@ -251,11 +251,5 @@ def _improve(x0: Tensor, y: Tensor, physics: Physics, likelihood: Likelihood, co
 
     if isinstance(likelihood, DecoderError) and not isinstance(physics, Denoising):
         return split(y, physics, likelihood.sigma, codec, x0)
-    coarse = min(level, level_of_noise(_sigma(physics)))
+    coarse = min(level, level_of_noise(stated_noise(physics)))
     return codec.reconstruct(x0, coarse)[0].clone() if coarse < level else x0
-
-
-def _sigma(physics: Physics) -> float:
-    """The operator's Gaussian noise level, 0 if its noise is of another kind."""
-    sigma = getattr(physics.noise_model, "sigma", None)
-    return 0.0 if sigma is None else float(sigma.mean())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepinv.physics import Denoising, PoissonNoise
 
 from bayesq import calibration, files, metrics, operators
 from bayesq.calibration import Calibration, Problem, Trial, finest_detail, fit, of_model
@@ -92,6 +93,7 @@ def test_problems_in_between_are_treated_so():
     [
         (operators.denoise(SIZE, 0.1), "denoise", 0.2),
         (operators.denoise(SIZE, 0.05), "denoise", 0.5),
+        (Denoising(PoissonNoise(gain=2 * 0.05**2)), "photons", 0.5),
         (operators.blur([[0.5, 0.5]], SIZE, 0.05), "deblur", 1 - 1 / math.sqrt(2)),
         (operators.inpaint(torch.arange(48) % 2 + torch.zeros(SIZE), SIZE, 0.05), "inpaint", 0.25),
         (operators.demosaic(SIZE, 0.0), "demosaic", 1 / 3),
@@ -152,7 +154,7 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     assert main(["calibrate", "--data", str(data_dir()), str(data_dir()), "-m", str(weights), *options]) == 0
     told = capsys.readouterr().err
     found = of_model(Codec.load(weights))
-    assert found is not None and len(found.scales) == 18 and str(tmp_path / calibration.FILE) in told
+    assert found is not None and len(found.scales) == 21 and str(tmp_path / calibration.FILE) in told
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err
@@ -164,7 +166,7 @@ def test_the_command_calibrates_a_denoiser(tmp_path, capsys):
     options = ["--limit", "1", "--crop", "32", "--samples", "4", "--steps", "1", "--motion", "motion:3,20"]
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(tmp_path / "weights.safetensors"), *options]) == 0
     found = of_model(Denoiser.load(tmp_path / "weights.safetensors"))
-    assert found is not None and len(found.scales) == 18
+    assert found is not None and len(found.scales) == 21
     assert found.file_scales == (1.0,) * len(calibration.FILE_LEVELS)
     assert "Files" not in capsys.readouterr().err
 

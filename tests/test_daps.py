@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from deepinv.physics import PoissonNoise
 
 from bayesq import operators, restore, zoo
 from bayesq.errors import OperatorError
 from bayesq.inference import DAPS, VBLE, Posterior
 from bayesq.io import read_image, to_tensor
-from bayesq.likelihoods import Poisson, UnknownGaussian, from_physics
+from bayesq.likelihoods import Cells, Gaussian, Impulse, Mixture, Poisson, UnknownGaussian, from_physics
 from bayesq.metrics import psnr
 from bayesq.resources import data_dir
 from bayesq.restore import default_algorithm
@@ -103,16 +104,45 @@ def test_a_codec_or_a_quality_asks_for_vble(photo, tiny_codec):
     assert found.cells and found.quality is not None
 
 
-def test_the_default_depends_on_the_problem(photo):
-    physics, blur = operators.denoise(photo.shape[-2:], 0.1), operators.blur("gaussian:1", photo.shape[-2:], 0.1)
-    assert default_algorithm(physics, from_physics(physics)) is DAPS
-    assert default_algorithm(physics, UnknownGaussian(physics)) is VBLE
-    assert default_algorithm(physics, Poisson(physics, 0.1)) is VBLE
-    assert default_algorithm(blur, from_physics(blur)) is DAPS
-    assert default_algorithm(blur, Poisson(blur, 0.1)) is VBLE
+MAP = torch.linspace(0.02, 0.15, 64).view(1, 1, 1, 64)
+NOISES = {
+    "photons": (lambda physics: Poisson(physics, 0.02), None),
+    "unknown": (UnknownGaussian, 0.06),
+    "a map": (lambda physics: Gaussian(physics, MAP), MAP),
+    "outliers": (lambda physics: Mixture(physics, [Gaussian(physics, 0.05), Impulse(physics)], [0.9, 0.1]), 0.05),
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_that_is_nearly_gaussian_is_removed(photo, name):
+    build, sigma = NOISES[name]
+    physics = operators.denoise(photo.shape[-2:], 0.05)
+    if sigma is None:
+        physics.noise_model = PoissonNoise(gain=0.02)
+        y = operators.degrade(photo, physics, generator())
+    else:
+        y = photo + sigma * torch.randn(photo.shape, generator=generator())
+    if name == "outliers":
+        hit, wild = (torch.rand(y.shape, generator=generator(seed)) for seed in (1, 2))
+        y = torch.where(hit < 0.1, wild, y)
+    likelihood = build(physics)
+    assert default_algorithm(likelihood) is DAPS
+    found = restore(y, physics, likelihood=likelihood, samples=6)
+    assert psnr(found.mean, photo) > psnr(y, photo) + 5 and found.quality is None
+    if name == "unknown":
+        assert likelihood.sigma(y, found.samples, generator()).mean() == pytest.approx(sigma, rel=0.1)
+
+
+def test_the_default_depends_on_the_noise(photo):
+    size = photo.shape[-2:]
+    plain, blur = operators.denoise(size, 0.1), operators.blur("gaussian:1", size, 0.1)
+    rounded = Cells(plain, 0.1, 0.01)
+    assert default_algorithm(from_physics(plain)) is DAPS and default_algorithm(from_physics(blur)) is DAPS
+    assert default_algorithm(rounded) is VBLE
+    assert default_algorithm(Mixture(plain, [Gaussian(plain, 0.1), rounded], [0.5, 0.5])) is VBLE
 
 
 def test_other_noise_is_refused(photo):
     physics = operators.denoise(photo.shape[-2:], 0.1)
-    with pytest.raises(OperatorError, match="white Gaussian noise"):
-        restore(photo, physics, likelihood=UnknownGaussian(physics), algorithm=DAPS)
+    with pytest.raises(OperatorError, match="nearly Gaussian"):
+        restore(photo, physics, likelihood=Cells(physics, 0.1, 0.01), algorithm=DAPS)

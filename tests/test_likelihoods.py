@@ -26,6 +26,9 @@ from bayesq.likelihoods import (
     PoissonGaussian,
     UnknownGaussian,
     from_physics,
+    gaussian_near,
+    noise_level,
+    weighted,
 )
 
 SIZE = (12, 16)
@@ -34,6 +37,16 @@ PHYSICS = {
     "blur": operators.blur("gaussian:1", SIZE, 0.1),
     "downsample": operators.downsample(2, SIZE, 0.1),
     "inpaint": operators.inpaint(np.indices(SIZE).sum(0) % 3 > 0, SIZE, 0.1),
+}
+NEARLY_GAUSSIAN = {
+    "known": lambda physics: Gaussian(physics, 0.1),
+    "a map": lambda physics: Gaussian(physics, torch.tensor([0.05, 0.2])),
+    "weighted": lambda physics: weighted(Gaussian(physics, 0.1), 1 / 3),
+    "unknown": UnknownGaussian,
+    "photons": lambda physics: Poisson(physics, 0.01),
+    "photons and sensor": lambda physics: PoissonGaussian(physics, 0.0005, 0.1),
+    "outliers": lambda physics: Mixture(physics, [Gaussian(physics, 0.1), Impulse(physics, -1, 2)], [0.9, 0.1]),
+    "two levels": lambda physics: Mixture(physics, [Gaussian(physics, s) for s in (0.05, 0.3)], [0.5, 0.5]),
 }
 
 
@@ -320,3 +333,36 @@ def test_bad_levels_are_refused(level):
     ]:
         with pytest.raises(OperatorError, match=r"^[^\n]+$"):
             build()
+
+
+@pytest.mark.parametrize("name", PHYSICS)
+@pytest.mark.parametrize("law", NEARLY_GAUSSIAN)
+def test_the_gaussian_near_a_picture_pulls_it_as_the_likelihood_does(law, name, generator):
+    physics = PHYSICS[name]
+    likelihood = NEARLY_GAUSSIAN[law](physics)
+    y, x = pair(physics, generator)
+    x = x.requires_grad_()
+    pull = torch.autograd.grad(likelihood.log_prob(y, x).sum(), x)[0]
+    value, sigma = gaussian_near(likelihood, y, x.detach())
+    found = physics.A_adjoint((value - physics.A(x.detach())) / sigma.square())
+    tolerance = 0.02 if law == "photons and sensor" else 1e-3
+    assert (found - pull).abs().max() < tolerance * pull.abs().max()
+
+
+@pytest.mark.parametrize("law", NEARLY_GAUSSIAN)
+def test_drawn_gaussians_have_the_precision_of_the_expected_one(law, generator):
+    physics = PHYSICS["denoise"]
+    likelihood = NEARLY_GAUSSIAN[law](physics)
+    y, x = pair(physics, generator)
+    expected = gaussian_near(likelihood, y, x)[1].square().reciprocal()
+    draws = [gaussian_near(likelihood, y, x, generator)[1].square().reciprocal() for _ in range(400)]
+    torch.testing.assert_close(torch.stack(draws).mean(0).mean(), expected.mean(), rtol=0.02, atol=0)
+
+
+def test_noise_level_is_that_of_the_mean_precision_of_what_is_observed():
+    physics = PHYSICS["inpaint"]
+    sigma = torch.full((1, 1, *SIZE), 0.1)
+    sigma[..., :8] = 0.2
+    level = noise_level(Gaussian(physics, sigma), torch.zeros(1, 3, *SIZE), torch.zeros(1, 3, *SIZE))
+    seen = physics.mask.expand(1, 3, *SIZE).bool()
+    assert level == pytest.approx(float(sigma.expand(1, 3, *SIZE)[seen].pow(-2).mean().rsqrt()))

@@ -7,6 +7,7 @@ that is asked to be left out; coverage is of the noise-free truth by central int
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from time import perf_counter
 from typing import NoReturn
 
 import torch
-from deepinv.physics import LinearPhysics
+from deepinv.physics import Denoising, LinearPhysics, PoissonNoise
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -106,13 +107,24 @@ def vble_suite(motion: str) -> list[Task]:
     ]
 
 
+def _photons(count: int) -> Task:
+    """Noise of photons, so many from a white pixel; its deviation is that at mid-grey."""
+    gain = 1 / count
+
+    def build(size: Size, _: float, generator: torch.Generator) -> LinearPhysics:
+        return Denoising(PoissonNoise(gain=gain))
+
+    return Task("denoise", f"{count} photons", math.sqrt(gain / 2), build)
+
+
 def calibration_suite(motion: str) -> list[Task]:
     """The problems that stand for all others when error bars are fitted: those of ``vble_suite``, and some between."""
     mosaic = Task("demosaic", "Bayer", 2.55 / 255, lambda size, sigma, _: operators.demosaic(size, sigma))
     reductions = [_reduction(factor, 2.55 / 255) for factor in (2, 4)]
     shake = str(data_dir() / "motion.png")
     shaken = Task("deblur", "motion.png", 5 / 255, lambda size, sigma, _: operators.blur(shake, size, sigma))
-    return [*vble_suite(motion), *reductions, _noise(5 / 255), mosaic, SUITE[1], shaken]
+    between = [*reductions, _noise(5 / 255), mosaic, SUITE[1], shaken]
+    return [*vble_suite(motion), *between, *(_photons(count) for count in (1000, 100, 10))]
 
 
 @dataclass(frozen=True)

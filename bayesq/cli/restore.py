@@ -92,7 +92,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--algorithm",
         choices=[AUTO, *ALGORITHMS],
         default=AUTO,
-        help="of the inference; auto: daps if the noise is Gaussian and known, and no quality and no codec is asked "
+        help="of the inference; auto: daps if the noise is nearly Gaussian, and no quality and no codec is asked "
         "for; else vble (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
@@ -134,7 +134,7 @@ def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restor
     name = args.algorithm
     if name == AUTO:
         free = args.quality is None and (args.model is None or zoo.kind(args.model) == "denoiser")
-        name = default_algorithm(measurement.physics, measurement.likelihood).__name__.lower() if free else "vble"
+        name = default_algorithm(measurement.likelihood).__name__.lower() if free else "vble"
     if name == "daps" and args.quality is not None:
         raise BayesqError("the prior of daps has no quality: leave out --quality, or take another --algorithm")
     kind = getattr(inference, ALGORITHMS[name].name)

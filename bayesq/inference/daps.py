@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
-from deepinv.physics import Denoising
+from deepinv.physics import Denoising, LinearPhysics
 from torch import Tensor
 
 from bayesq import zoo
@@ -17,7 +17,7 @@ from bayesq.cells import Cell
 from bayesq.denoiser import Denoiser
 from bayesq.errors import OperatorError
 from bayesq.inference.base import Info, Posterior
-from bayesq.likelihoods import DecoderError, Gaussian
+from bayesq.likelihoods import DecoderError, Mixture, NearlyGaussian, gaussian_near, noise_level
 from bayesq.operators.conditioning import condition
 
 NOISY = 0.02
@@ -42,7 +42,7 @@ class Annealed:
 
 @dataclass(frozen=True)
 class DAPS:
-    """Posterior sampling by decoupled annealing, for white Gaussian noise behind a linear operator.
+    """Posterior sampling by decoupled annealing, for noise that is nearly Gaussian behind a linear operator.
 
     A step of the search takes, at a falling level of noise σ, the picture that fits both the estimate so far, with
     deviation σ / √weight, and the measurement, and denoises it: half-quadratic splitting. Every step turns or mirrors
@@ -56,6 +56,10 @@ class DAPS:
     which errs less than theirs. Where nothing needs to be conditioned, chains start from the measurement, and follow
     the reverse diffusion. Nothing is propagated back through the denoiser.
 
+    What the noise owes to the picture or to chance (the photons' number, a level that is not known, outliers) is found
+    along with it: before every step its law is taken as that of Gaussian noise, given the picture so far
+    (``NearlyGaussian``).
+
     Sources: Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing", CVPR 2025, in
     which the deviation depends on the level alone, and draws are by Langevin steps; for the search, Zhang et al.,
     "Plug-and-play image restoration with deep denoiser prior", 2021; for noise alone, Ho et al., "Denoising diffusion
@@ -66,7 +70,8 @@ class DAPS:
         steps: Length of the search.
         denoiser: By default the shipped one.
         coarsest: σ at the start of the search, image units; at least the measurement's.
-        last: σ at the end of the search; by default the measurement's, at least 1/255.
+        last: σ at the end of the search; by default the measurement's, at least 1/255. Where noise varies, its level
+            is that of the mean precision.
         weight: How much the estimate counts in the search, as against the measurement.
         restart: σ at the start of a chain; at least the measurement's, and half of this if that is above ``NOISY``.
         finest: σ at the end of a chain.
@@ -74,7 +79,7 @@ class DAPS:
         doubt: What s is multiplied by.
 
     Raises:
-        OperatorError: the noise is not white and Gaussian of a known level, or the operator is not linear.
+        OperatorError: the noise is not nearly Gaussian, or the operator is not linear.
     """
 
     posterior: Posterior
@@ -90,17 +95,15 @@ class DAPS:
     default_steps: ClassVar[int] = 24
 
     def __post_init__(self) -> None:
-        if not DecoderError.takes(self._likelihood):
-            raise OperatorError("DAPS takes white Gaussian noise of a known level and a linear operator")
+        if not self.takes(self.posterior.likelihood):
+            raise OperatorError("DAPS takes noise that is nearly Gaussian behind a linear operator")
 
-    @property
-    def _likelihood(self) -> Gaussian:
-        given = self.posterior.likelihood
-        return given.likelihood if isinstance(given, DecoderError) else given
-
-    @property
-    def _sigma(self) -> float:
-        return float(self._likelihood.sigma)
+    @staticmethod
+    def takes(likelihood: object) -> TypeGuard[NearlyGaussian]:
+        """Whether a likelihood is one that DAPS can condition on."""
+        if isinstance(likelihood, Mixture):
+            return all(DAPS.takes(part) for part in likelihood.parts)
+        return isinstance(likelihood, NearlyGaussian) and isinstance(likelihood.physics, LinearPhysics)
 
     def init(self, x0: Tensor) -> Annealed:
         return Annealed(x0)
@@ -115,7 +118,7 @@ class DAPS:
         if self._noise_alone:
             picture = state.picture if state.count else self._mean_of_all_ways()
         else:
-            last = max(self._sigma, LEAST) if self.last is None else self.last
+            last = max(self._level(state.picture), LEAST) if self.last is None else self.last
             sigma = _levels(max(self.coarsest, last), last, self.steps)[min(state.count, self.steps - 1)]
             fitting = self._fit(state.picture, state.picture.new_tensor(sigma / self.weight**0.5))
             picture = self._moments(fitting, sigma, state.count)[0]
@@ -130,8 +133,9 @@ class DAPS:
         return (draws + moved).clamp(0, 1)
 
     def _chain(self, x: Tensor, place: int, generator: torch.Generator) -> Tensor:
-        restart = self.restart if self._sigma <= NOISY else self.restart / 2
-        for turn, sigma in enumerate(self._falling(max(restart, self._sigma)), place):
+        level = self._level(x)
+        restart = self.restart if level <= NOISY else self.restart / 2
+        for turn, sigma in enumerate(self._falling(max(restart, level)), place):
             mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
             x = self._fit(mean, self.doubt * std, generator)
         return x
@@ -141,7 +145,8 @@ class DAPS:
             mean, std = self._moments(x, sigma, turn)
             return mean + std * _noise(x, generator)
 
-        x, levels = self.posterior.y, self._falling(self._sigma)
+        x = self.posterior.y
+        levels = self._falling(self._level(x))
         for turn, (sigma, following) in enumerate(pairwise(levels), place):
             kept = (following / sigma) ** 2
             x = torch.lerp(draw(x, sigma, turn), x, kept) + following * (1 - kept) ** 0.5 * _noise(x, generator)
@@ -154,12 +159,16 @@ class DAPS:
         return _turned_back(mean, way), _turned_back(std, way)
 
     def _mean_of_all_ways(self) -> Tensor:
-        ways = [self._moments(self.posterior.y, self._sigma, turn)[0] for turn in range(SYMMETRIES)]
-        return torch.stack(ways).mean(0)
+        y, level = self.posterior.y, self._level(self.posterior.y)
+        return torch.stack([self._moments(y, level, turn)[0] for turn in range(SYMMETRIES)]).mean(0)
 
     @property
     def _noise_alone(self) -> bool:
-        return isinstance(self._likelihood.physics, Denoising)
+        likelihood = self.posterior.likelihood
+        return DecoderError.takes(likelihood) and isinstance(likelihood.physics, Denoising)
+
+    def _level(self, x: Tensor) -> float:
+        return noise_level(self.posterior.likelihood, self.posterior.y, x)
 
     def _falling(self, first: float) -> list[float]:
         """Levels of a chain, down to the finest."""
@@ -168,7 +177,9 @@ class DAPS:
         return _levels(first, self.finest, 1 + math.ceil(math.log(first / self.finest, self.ratio)))
 
     def _fit(self, mean: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return condition(mean, std, self.posterior.y, self._likelihood.physics, self._sigma, generator)
+        likelihood = self.posterior.likelihood
+        y, sigma = gaussian_near(likelihood, self.posterior.y, mean, generator)
+        return condition(mean, std, y, likelihood.physics, sigma, generator)
 
 
 def _levels(first: float, last: float, count: int) -> list[float]:

@@ -10,7 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bayesq.errors import OperatorError
-from bayesq.likelihoods.base import SIGMA_FLOOR, Independent, Likelihood, Weighable, weighted
+from bayesq.likelihoods.base import (
+    SIGMA_FLOOR,
+    Independent,
+    Likelihood,
+    NearlyGaussian,
+    Weighable,
+    gaussian_near,
+    noise_level,
+    weighted,
+)
 from bayesq.likelihoods.cells import Cells
 from bayesq.likelihoods.counts import RATE_FLOOR, Poisson, PoissonGaussian
 from bayesq.likelihoods.decoder import DecoderError
@@ -30,11 +39,14 @@ __all__ = [
     "Independent",
     "Likelihood",
     "Mixture",
+    "NearlyGaussian",
     "Poisson",
     "PoissonGaussian",
     "UnknownGaussian",
     "Weighable",
     "from_physics",
+    "gaussian_near",
+    "noise_level",
     "weighted",
 ]
 

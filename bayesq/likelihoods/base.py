@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -35,6 +35,30 @@ class Weighable(Likelihood, Protocol):
     """A likelihood that keeps the weight of each value."""
 
     observed: Tensor
+
+
+@runtime_checkable
+class NearlyGaussian(Weighable, Protocol):
+    """A likelihood that, near a picture, says of the values of A x what Gaussian noise would."""
+
+    physics: Physics
+
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The measured values, and the deviation of their noise, that say of A x what y does.
+
+        What decides the deviation is drawn given the picture, so that drawing the two in turns is Gibbs sampling;
+        without a generator it is at its expectation, and conditioning on the two in turns is iteratively reweighted
+        least squares.
+
+        Args:
+            y: Measurement.
+            x: Pictures ``(B, 3, H, W)`` near which this holds.
+            generator: Source of the draw.
+
+        Returns:
+            Values of the shape of y, and positive deviations that broadcast to it.
+        """
+        ...
 
 
 Weighed = TypeVar("Weighed", bound=Weighable)
@@ -99,6 +123,21 @@ def weighted(likelihood: Weighed, weight: float | Tensor) -> Weighed:
     result = copy.copy(likelihood)
     result.observed = likelihood.observed * torch.as_tensor(weight, dtype=torch.float32)
     return result
+
+
+def gaussian_near(
+    likelihood: NearlyGaussian, y: Tensor, x: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """``as_gaussian``, where values of less weight have more noise, and those not observed all but infinitely much."""
+    value, sigma = likelihood.as_gaussian(y, x, generator)
+    return value, sigma / likelihood.observed.clamp_min(1e-6).sqrt()
+
+
+def noise_level(likelihood: NearlyGaussian, y: Tensor, x: Tensor) -> float:
+    """Deviation of white noise of the same precision, on the mean over what is observed of pictures near x."""
+    _, sigma = gaussian_near(likelihood, y, x)
+    weight = likelihood.observed.expand_as(y)
+    return float((weight.sum() / (weight / sigma.square()).sum()).sqrt())
 
 
 def parameter(value: float | Tensor, what: str, zero: bool = False) -> Tensor:

@@ -46,6 +46,11 @@ class Poisson(Independent):
         rate = clean / gain
         return counts * log_rate(rate) - rate - torch.lgamma(counts + 1)
 
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """See ``NearlyGaussian``; noise of variance gain · A x, of at least half a photon (Fisher's scoring)."""
+        gain = spread(self.gain, y)
+        return y if self.normalize else y * gain, _photon_variance(gain, self.physics.A(x)).sqrt()
+
 
 class PoissonGaussian(Independent):
     """Photon and sensor noise: y = gain · k + n, k ~ Poisson(A x / gain), n ~ N(0, σ²).
@@ -78,6 +83,15 @@ class PoissonGaussian(Independent):
         # d/d log r of the log-sum is the expected count.
         terms = log_sum + count * (log_r - log_r.detach()) - rate - sigma.log() - LOG_ROOT_2PI
         return terms.to(y)
+
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """See ``NearlyGaussian``; noise of variance gain · A x + σ²."""
+        photons = _photon_variance(spread(self.gain, y), self.physics.A(x))
+        return y, (photons + spread(self.sigma, y).square()).sqrt()
+
+
+def _photon_variance(gain: Tensor, clean: Tensor) -> Tensor:
+    return gain * torch.maximum(clean, gain / 2)
 
 
 def log_rate(rate: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class Gaussian(Independent):
         sigma = spread(self.sigma, y)
         return -((y - clean) / sigma).square() / 2 - sigma.log() - LOG_ROOT_2PI
 
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """See ``NearlyGaussian``; exact, wherever x is."""
+        return y, spread(self.sigma, y)
+
 
 class UnknownGaussian:
     """White Gaussian noise of unknown level, which is integrated out: a Student law of all values at once.
@@ -77,6 +81,12 @@ class UnknownGaussian:
         energy = self._energy(y, x)
         shape = torch.full_like(energy, self.shape + self.num_observed(y) / 2)
         return InverseGamma(shape, self.scale + energy)
+
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """See ``NearlyGaussian``; σ is drawn, or taken at the mean of 1/σ², given the picture."""
+        if generator is None:
+            return y, spread(self.variance(y, x).base_dist.mean.rsqrt(), y)
+        return y, spread(self.sigma(y, x[None], generator)[0], y)
 
     @torch.no_grad()
     def sigma(self, y: Tensor, samples: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from bayesq.errors import OperatorError
-from bayesq.likelihoods.base import Independent
+from bayesq.likelihoods.base import Independent, NearlyGaussian
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
+
+SILENT = 1e3
+"""Deviation of noise beside which a value says nothing, image units."""
 
 
 class Impulse(Independent):
@@ -37,6 +40,10 @@ class Impulse(Independent):
     def terms(self, y: Tensor, clean: Tensor) -> Tensor:
         inside = (y >= self.low) & (y <= self.high)
         return torch.where(inside, -math.log(self.high - self.low), -math.inf).to(y)
+
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """See ``NearlyGaussian``; noise so strong that nothing is said."""
+        return y, y.new_tensor(SILENT)
 
 
 class Mixture(Independent):
@@ -65,6 +72,23 @@ class Mixture(Independent):
     def responsibilities(self, y: Tensor, x: Tensor) -> Tensor:
         """Computes the probability that each part made each value, given the picture: (parts, *y.shape)."""
         return self._joint(y, self.physics.A(x)).softmax(0)
+
+    def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """See ``NearlyGaussian``; the part of each value is drawn, or those of all parts count by their share.
+
+        Raises:
+            OperatorError: a part is not nearly Gaussian.
+        """
+        if not all(isinstance(part, NearlyGaussian) for part in self.parts):
+            raise OperatorError("a part of the mixture is not nearly Gaussian")
+        shares = self.responsibilities(y, x)
+        if generator is not None:
+            chosen = torch.multinomial(shares.flatten(1).T, 1, generator=generator).T.view(1, *y.shape)
+            shares = torch.zeros_like(shares).scatter_(0, chosen, 1.0)
+        equals = [part.as_gaussian(y, x, generator) for part in self.parts]
+        weights = torch.stack([share / sigma.square() for share, (_, sigma) in zip(shares, equals, strict=True)])
+        values = sum(weight * value for weight, (value, _) in zip(weights, equals, strict=True))
+        return values / weights.sum(0), weights.sum(0).rsqrt()
 
     def _joint(self, y: Tensor, clean: Tensor) -> Tensor:
         pairs = zip(self.parts, self.weights, strict=True)

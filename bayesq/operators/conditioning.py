@@ -17,13 +17,13 @@ def condition(
     std: Tensor,
     y: Tensor,
     physics: LinearPhysics,
-    sigma: float,
+    sigma: float | Tensor,
     generator: torch.Generator | None = None,
     tolerance: float = TOLERANCE,
 ) -> Tensor:
     """The mean of p(x | y), or a draw of it, where x ~ N(mean, diag(std²)) and y = A x + σ n.
 
-    With x = mean + std · u, u is the solution of (I + S Aᵀ A S / σ²) u = S Aᵀ (y − A mean) / σ², found by conjugate
+    With x = mean + std · u, u is the solution of (I + S Aᵀ σ⁻² A S) u = S Aᵀ σ⁻² (y − A mean), found by conjugate
     gradients; S scales by std, so that what is known well beforehand costs no iterations. A draw is the same with mean
     and y perturbed by their noises (Papandreou and Yuille 2010).
 
@@ -32,7 +32,7 @@ def condition(
         std: of a shape that broadcasts to it, positive.
         y: measurement.
         physics: a linear operator A.
-        sigma: standard deviation of its noise, positive.
+        sigma: standard deviation of its noise, positive; a number, or of a shape that broadcasts to y.
         generator: source of the draw; none for the mean.
         tolerance: of the residual, as a share of the first.
     """
@@ -42,9 +42,9 @@ def condition(
         y = y + sigma * torch.randn(y.shape, generator=generator)
 
     def normal(u: Tensor) -> Tensor:
-        return u + std * physics.A_adjoint(physics.A(std * u)) / sigma**2
+        return u + std * physics.A_adjoint(physics.A(std * u) / sigma**2)
 
-    residual = std * physics.A_adjoint(y - physics.A(mean)) / sigma**2
+    residual = std * physics.A_adjoint((y - physics.A(mean)) / sigma**2)
     u, direction, size = torch.zeros_like(mean), residual, _square(residual)
     enough = tolerance**2 * size
     for _ in range(ITERATIONS):

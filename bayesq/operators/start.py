@@ -14,7 +14,6 @@ from deepinv.physics import (
     Demosaicing,
     Denoising,
     Downsampling,
-    GaussianNoise,
     Inpainting,
     LinearPhysics,
     Physics,
@@ -92,7 +91,7 @@ def sharpen(x: Tensor, y: Tensor, physics: LinearPhysics) -> Tensor:
         y: measurement.
         physics: a linear operator with Gaussian noise.
     """
-    ridge = max(_sigma(physics), 1 / 255) ** 2 / 0.1**2
+    ridge = max(stated_noise(physics), 1 / 255) ** 2 / 0.1**2
     step = torch.zeros_like(x)
     residual = physics.A_adjoint(y - physics.A(x))
     direction, energy = residual, _inner(residual, residual)
@@ -109,9 +108,14 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
 
 
-def _sigma(physics: Physics) -> float:
-    noise = physics.noise_model
-    return float(noise.sigma.max()) if isinstance(noise, GaussianNoise) else 0.0
+def stated_noise(physics: Physics) -> float:
+    """Standard deviation of the noise that an operator states, image units; of photons, that at mid-grey.
+
+    The mean over values and pictures where these differ; 0 if the noise is of another kind.
+    """
+    gain, sigma = (getattr(physics.noise_model, name, None) for name in ("gain", "sigma"))
+    variance = 0.0 if gain is None else float(gain.mean()) / 2
+    return math.sqrt(variance + (0.0 if sigma is None else float(sigma.mean())) ** 2)
 
 
 def _start_denoise(y: Tensor, physics: Physics) -> Tensor:
