@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from deepinv.physics import LinearPhysics
+from deepinv.physics import GaussianNoise, LinearPhysics
 from PIL import Image
 from torch import Tensor
 
-from bayesq import jpegfile
+from bayesq import jpegfile, operators
 from bayesq.errors import ImageError, OperatorError
 from bayesq.io import is_grey, to_tensor
 from bayesq.likelihoods import Gaussian, Likelihood, UnknownGaussian, from_physics, weighted
@@ -53,7 +53,14 @@ class Measurement:
         return f"jpeg: rounding in steps of {step:.0f}/255 (median), {noise} before it"
 
 
-def take(task: str, image: Image.Image, data: bytes, setting: Sequence[Any], noise: str = "auto") -> Measurement:
+def take(
+    task: str,
+    image: Image.Image,
+    data: bytes,
+    setting: Sequence[Any],
+    noise: str = "auto",
+    photons: float | None = None,
+) -> Measurement:
     """Takes a file for a measurement.
 
     Args:
@@ -63,28 +70,25 @@ def take(task: str, image: Image.Image, data: bytes, setting: Sequence[Any], noi
         data: the file.
         setting: what the operator of the task takes before size and noise: kernel, scale or mask.
         noise: its standard deviation, ``auto`` to measure it first, or ``infer`` to leave it to the inference.
+        photons: how many a white pixel sends; ``noise`` is the sensor's alone then, and ``auto`` none.
 
     Raises:
         ImageError: the noise cannot be measured, or the file is no JPEG where one is meant.
         OperatorError: the setting or the noise level makes no sense.
     """
+    if photons is not None:
+        return _take_photons(task, image, setting, noise, photons)
     if task == "auto":
         with suppress(ImageError):
             return _take_jpeg(image, data, noise)
         task = "denoise"
     if task == "jpeg":
         return _take_jpeg(image, data, noise)
-    y = to_tensor(image)
-    scale = setting[0] if task == "superres" else 1
-    size = (y.shape[2] * scale, y.shape[3] * scale)
     known = noise not in ("auto", "infer")
-    physics = TASKS[task](*setting, size, parse_noise(noise) if known else 0.0)
-    if task == "demosaic":
-        y = y.mean(1, keepdim=True) * physics.mask
-    elif task == "colorize":
-        y = physics.A(y)
+    y, physics = _posed(task, image, setting, parse_noise(noise) if known else 0.0)
     sigma = parse_noise(noise) if known else _measured(task, y, setting)
-    physics = physics if known else TASKS[task](*setting, size, sigma)
+    if not known:
+        physics.noise_model = GaussianNoise(sigma)
     grey = is_grey(image) and task not in COLOURED
     likelihood: Likelihood
     if noise == "infer":
@@ -92,6 +96,30 @@ def take(task: str, image: Image.Image, data: bytes, setting: Sequence[Any], noi
     else:  # the three channels of a grey picture are one observation, and so is their noise
         likelihood = Gaussian(physics, sigma * 3**0.5 if grey else sigma)
     return Measurement(task, y, physics, likelihood, sigma, grey)
+
+
+def _posed(task: str, image: Image.Image, setting: Sequence[Any], sigma: float) -> tuple[Tensor, LinearPhysics]:
+    """The measured values that a picture holds, and their operator with white noise."""
+    y = to_tensor(image)
+    scale = setting[0] if task == "superres" else 1
+    physics = TASKS[task](*setting, (y.shape[2] * scale, y.shape[3] * scale), sigma)
+    if task == "demosaic":
+        y = y.mean(1, keepdim=True) * physics.mask
+    elif task == "colorize":
+        y = physics.A(y)
+    return y, physics
+
+
+def _take_photons(task: str, image: Image.Image, setting: Sequence[Any], noise: str, count: float) -> Measurement:
+    if task in ("jpeg", "auto"):
+        raise OperatorError(f"photons are counted in measurements by operators that are named, not in those of {task}")
+    if noise == "infer":
+        raise OperatorError("the sensor's noise is given beside a number of photons, not inferred")
+    y, physics = _posed(task, image, setting, 0.0)
+    physics.noise_model = operators.photons(count, 0.0 if noise == "auto" else noise)
+    grey = is_grey(image) and task not in COLOURED
+    likelihood = weighted(from_physics(physics), 1 / 3 if grey else 1.0)
+    return Measurement(task, y, physics, likelihood, operators.stated_noise(physics), grey)
 
 
 def _take_jpeg(image: Image.Image, data: bytes, noise: str) -> Measurement:

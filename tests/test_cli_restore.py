@@ -121,6 +121,17 @@ def test_auto_denoises_what_is_no_jpeg(spoilt, restore, tmp_path, capsys):
     assert re.search(r"^Found denoise: noise of 4\d|5\d", capsys.readouterr().err)
 
 
+def test_photons_can_be_told(photo, tmp_path, capsys):
+    y, x = tmp_path / "y.png", tmp_path / "x.png"
+    assert main(["degrade", "denoise", str(photo), str(y), "--photons", "30", "--quiet"]) == 0
+    assert main(["restore", "denoise", str(y), str(x), "--photons", "30", "--samples", "2", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["algorithm"] == "daps" and told["noise"] == pytest.approx(60**-0.5)
+    assert psnr(x, photo) > psnr(y, photo) + 6
+    assert main(["restore", "denoise", str(y), str(x), "--photons", "-1", "--quiet"]) == 1
+    assert "photons must be positive" in capsys.readouterr().err
+
+
 def test_noise_can_be_inferred(spoilt, restore, tmp_path, capsys):
     assert restore("denoise", spoilt, tmp_path / "x.png", "--noise", "infer", "--json") == 0
     assert json.loads(capsys.readouterr().out)["noise"] == pytest.approx(50 / 255, rel=0.25)

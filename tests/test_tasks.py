@@ -9,7 +9,7 @@ from PIL import Image
 from bayesq import operators, tasks
 from bayesq.errors import ImageError, OperatorError
 from bayesq.io import to_image, to_tensor
-from bayesq.likelihoods import Cells, Gaussian, UnknownGaussian, weighted
+from bayesq.likelihoods import Cells, Gaussian, Poisson, PoissonGaussian, UnknownGaussian, weighted
 from bayesq.resources import data_dir
 
 
@@ -52,6 +52,15 @@ def test_noise_given_is_taken(picture):
     assert isinstance(tasks.take("denoise", picture, b"", [], "infer").likelihood, UnknownGaussian)
 
 
+@pytest.mark.parametrize("noise", ["auto", "0.02"])
+def test_photons_are_counted(picture, noise):
+    found = tasks.take("denoise", picture, b"", [], noise, 200)
+    assert type(found.likelihood) is (Poisson if noise == "auto" else PoissonGaussian)
+    assert float(found.likelihood.gain) == pytest.approx(1 / 200) and found.sigma > 0.049
+    grey = tasks.take("denoise", picture.convert("L"), b"", [], noise, 200)
+    assert grey.grey and grey.likelihood.num_observed(grey.y) == 192 * 196
+
+
 def test_auto_finds_jpeg_files(picture):
     found = tasks.take("auto", picture, coded(picture, "JPEG", quality=30), [])
     assert found.task == "jpeg" and isinstance(found.likelihood, Cells)
@@ -85,3 +94,6 @@ def test_what_cannot_be_taken(picture):
         tasks.take("jpeg", picture, coded(picture, "PNG"), [])
     with pytest.raises(OperatorError, match="not inferred"):
         tasks.take("jpeg", picture, coded(picture, "JPEG"), [], "infer")
+    for task, noise, count in [("jpeg", "auto", 50), ("denoise", "infer", 50), ("denoise", "auto", 0)]:
+        with pytest.raises(OperatorError, match="photons"):
+            tasks.take(task, picture, b"", [], noise, count)

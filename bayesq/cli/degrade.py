@@ -12,12 +12,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     for task in tasks.add_task_parsers(parser, run, [name for name in tasks.SUMMARIES if name != "auto"]):
         jpeg = task.get_default("task") == "jpeg"
-        task.add_argument(
-            "--noise",
-            default="0" if jpeg else "10/255",
-            metavar="STD",
-            help="as 0.05 or 25/255 of white (default: %(default)s)",
-        )
+        usual = "0" if jpeg else "10/255, or 0 beside --photons"
+        task.add_argument("--noise", metavar="STD", help=f"as 0.05 or 25/255 of white (default: {usual})")
+        if not jpeg:
+            task.add_argument("--photons", type=float, metavar="N", help="that a white pixel sends")
         if jpeg:
             task.add_argument("-q", "--quality", type=common.positive, default=20, help="default: %(default)s")
             task.add_argument("--subsampling", choices=["4:4:4", "4:2:2", "4:2:0"], default="4:2:0")
@@ -45,7 +43,11 @@ def run(args: argparse.Namespace) -> int:
     generator = torch.Generator().manual_seed(args.seed)
     if args.task == "inpaint" and args.mask.startswith("random:"):
         args.mask = operators.random_mask(args.mask, size, generator)
-    physics = operators.TASKS["denoise" if args.task == "jpeg" else args.task](*tasks.setting(args), size, args.noise)
+    photons = None if args.task == "jpeg" else args.photons
+    noise = args.noise or ("10/255" if photons is None and args.task != "jpeg" else "0")
+    physics = operators.TASKS["denoise" if args.task == "jpeg" else args.task](*tasks.setting(args), size, noise)
+    if photons is not None:
+        physics.noise_model = operators.photons(photons, noise)
     y = operators.degrade(x, physics, generator)
     if args.task == "demosaic":
         y = y.sum(1, keepdim=True)
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         common.write(args.output, buffer.getvalue())
     else:
         write_image(like(y[:, :1] if is_grey(image) else y, image), args.output)
-    sigma = operators.parse_noise(args.noise)
+    sigma = operators.stated_noise(physics)
     summary = {"task": args.task, "input": args.input, "output": args.output, "noise": sigma, "seed": args.seed}
     if mask_path:
         write_image(to_image(physics.mask), mask_path)

@@ -75,6 +75,12 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "picture (default: %(default)s)",
     )
     parser.add_argument(
+        "--photons",
+        type=float,
+        metavar="N",
+        help="that a white pixel sends: noise that grows with brightness; --noise is then the sensor's, auto: none",
+    )
+    parser.add_argument(
         "-q",
         "--quality",
         type=quality_or_auto,
@@ -111,7 +117,7 @@ def take(args: argparse.Namespace) -> "tuple[Image, Measurement]":
     data = common.read(args.input)
     image = parse_image(data, "standard input" if args.input == common.PIPE else args.input)
     with common.about(args.input):
-        measurement = take(args.task, image, data, tasks.setting(args), args.noise)
+        measurement = take(args.task, image, data, tasks.setting(args), args.noise, args.photons)
     if args.task == "auto":
         common.say(args, f"Found {measurement.summary}.")
     if measurement.task in COLOURED:

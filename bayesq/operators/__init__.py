@@ -20,7 +20,10 @@ from deepinv.physics import (
     GaussianNoise,
     Inpainting,
     LinearPhysics,
+    NoiseModel,
     Physics,
+    PoissonGaussianNoise,
+    PoissonNoise,
     StructuredRandom,
 )
 from deepinv.physics.functional import dst1
@@ -54,6 +57,7 @@ __all__ = [
     "parse_kernel",
     "parse_mask",
     "parse_noise",
+    "photons",
     "random_mask",
     "sharpen",
     "stated_noise",
@@ -151,6 +155,24 @@ def compress(share: float, size: Size, sigma: float | str, seed: int = 0) -> Lin
         rng=torch.Generator().manual_seed(seed),
         noise_model=GaussianNoise(parse_noise(sigma)),
     )
+
+
+def photons(count: float, sigma: float | str = 0.0) -> NoiseModel:
+    """The noise of light: a white pixel sends ``count`` photons on the mean, and a sensor adds noise of its own.
+
+    Args:
+        count: positive and finite.
+        sigma: standard deviation of the sensor's noise, as for the operators.
+
+    Raises:
+        OperatorError: the count or the level makes no sense.
+    """
+    if not 0 < count < math.inf:
+        raise OperatorError(f"the number of photons must be positive and finite: {count}")
+    level = parse_noise(sigma)
+    if level:
+        return PoissonGaussianNoise(gain=1 / count, sigma=level, clip_positive=True)
+    return PoissonNoise(gain=1 / count, clip_positive=True)
 
 
 def degrade(x: Tensor, physics: Physics, generator: torch.Generator) -> Tensor:
