@@ -7,6 +7,7 @@ import torch
 from deepinv.physics import PoissonNoise
 
 from bayesq import operators, restore, zoo
+from bayesq.channels import restore_channels
 from bayesq.errors import OperatorError
 from bayesq.inference import DAPS, VBLE, Posterior
 from bayesq.io import read_image, to_tensor
@@ -146,3 +147,15 @@ def test_other_noise_is_refused(photo):
     physics = operators.denoise(photo.shape[-2:], 0.1)
     with pytest.raises(OperatorError, match="nearly Gaussian"):
         restore(photo, physics, likelihood=Cells(physics, 0.1, 0.01), algorithm=DAPS)
+
+
+@pytest.mark.parametrize("task", ["denoise", "deblur"])
+def test_grey_pictures_are_restored_as_well_as_others(photo, task):
+    size, sigma = photo.shape[-2:], 0.1
+    physics = operators.denoise(size, sigma) if task == "denoise" else operators.blur("gaussian:1", size, sigma)
+    grey = photo.mean(1, keepdim=True)
+    y = operators.degrade(grey.expand(-1, 3, -1, -1), physics, generator())[:, :1]
+    found = restore_channels(y, physics, samples=4)
+    coloured = restore(operators.degrade(photo, physics, generator()), physics, samples=4)
+    assert psnr(found.mean, grey) > psnr(y, grey) + 4
+    assert psnr(found.mean, grey) > psnr(coloured.mean, photo) - 2.5

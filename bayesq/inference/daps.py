@@ -60,6 +60,9 @@ class DAPS:
     along with it: before every step its law is taken as that of Gaussian noise, given the picture so far
     (``NearlyGaussian``).
 
+    The three equal channels of a grey measurement, each of a third of the weight, say what three channels of white
+    noise would, and no more once noise is added that does not change their mean. The denoiser knows only the latter.
+
     Sources: Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing", CVPR 2025, in
     which the deviation depends on the level alone, and draws are by Langevin steps; for the search, Zhang et al.,
     "Plug-and-play image restoration with deep denoiser prior", 2021; for noise alone, Ho et al., "Denoising diffusion
@@ -114,13 +117,14 @@ class DAPS:
 
     @torch.no_grad()
     def step(self, state: Annealed, generator: torch.Generator) -> tuple[Annealed, Info]:
-        """One iteration, of which noise alone takes a single one; the generator is not used."""
+        """One iteration, of which noise alone takes a single one; the generator is used for grey measurements alone."""
         if self._noise_alone:
-            picture = state.picture if state.count else self._mean_of_all_ways()
+            picture = state.picture if state.count else self._mean_of_all_ways(generator)
         else:
             last = max(self._level(state.picture), LEAST) if self.last is None else self.last
             sigma = _levels(max(self.coarsest, last), last, self.steps)[min(state.count, self.steps - 1)]
-            fitting = self._fit(state.picture, state.picture.new_tensor(sigma / self.weight**0.5))
+            y, noise = self._measured(state.picture, generator)
+            fitting = self._fit(y, noise, state.picture, state.picture.new_tensor(sigma / self.weight**0.5))
             picture = self._moments(fitting, sigma, state.count)[0]
         log_likelihood = self.posterior.log_likelihood_of_picture(picture).sum()
         return Annealed(picture, state.count + 1), Info(math.nan, float(log_likelihood), math.nan)
@@ -137,7 +141,7 @@ class DAPS:
         restart = self.restart if level <= NOISY else self.restart / 2
         for turn, sigma in enumerate(self._falling(max(restart, level)), place):
             mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
-            x = self._fit(mean, self.doubt * std, generator)
+            x = self._fit(*self._measured(mean, generator, True), mean, self.doubt * std, generator)
         return x
 
     def _reverse(self, place: int, generator: torch.Generator) -> Tensor:
@@ -145,7 +149,7 @@ class DAPS:
             mean, std = self._moments(x, sigma, turn)
             return mean + std * _noise(x, generator)
 
-        x = self.posterior.y
+        x, _ = self._measured(self.posterior.y, generator)
         levels = self._falling(self._level(x))
         for turn, (sigma, following) in enumerate(pairwise(levels), place):
             kept = (following / sigma) ** 2
@@ -158,8 +162,8 @@ class DAPS:
         mean, std = self.denoiser.moments(_turned(x, way), sigma)
         return _turned_back(mean, way), _turned_back(std, way)
 
-    def _mean_of_all_ways(self) -> Tensor:
-        y, level = self.posterior.y, self._level(self.posterior.y)
+    def _mean_of_all_ways(self, generator: torch.Generator) -> Tensor:
+        (y, _), level = self._measured(self.posterior.y, generator), self._level(self.posterior.y)
         return torch.stack([self._moments(y, level, turn)[0] for turn in range(SYMMETRIES)]).mean(0)
 
     @property
@@ -176,10 +180,23 @@ class DAPS:
             return [first]
         return _levels(first, self.finest, 1 + math.ceil(math.log(first / self.finest, self.ratio)))
 
-    def _fit(self, mean: Tensor, std: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        likelihood = self.posterior.likelihood
-        y, sigma = gaussian_near(likelihood, self.posterior.y, mean, generator)
-        return condition(mean, std, y, likelihood.physics, sigma, generator)
+    def _measured(self, x: Tensor, generator: torch.Generator, drawn: bool = False) -> tuple[Tensor, Tensor]:
+        """Values and deviations of Gaussian noise that say what the measurement does, for pictures near x."""
+        y, sigma = gaussian_near(self.posterior.likelihood, self.posterior.y, x, generator if drawn else None)
+        if self._grey:
+            noise = _noise(y, generator)
+            y = y + sigma * (noise - noise.mean(1, keepdim=True))
+        return y, sigma
+
+    @property
+    def _grey(self) -> bool:
+        y = self.posterior.y
+        return y.ndim == 4 and y.shape[1] == 3 and torch.equal(y[:, :2], y[:, 1:])
+
+    def _fit(
+        self, y: Tensor, sigma: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return condition(mean, std, y, self.posterior.likelihood.physics, sigma, generator)
 
 
 def _levels(first: float, last: float, count: int) -> list[float]:
