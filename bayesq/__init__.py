@@ -22,6 +22,7 @@ _HOME = {
     "encode_to": "ratecontrol",
     "load": "zoo",
     "restore": "restore",
+    "restore_large": "large",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -11,6 +11,7 @@ from bayesq.errors import BayesqError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from bayesq.large import LargeRestoration
     from bayesq.restore import Restoration
     from bayesq.tasks import Measurement
 
@@ -128,14 +129,55 @@ def take(args: argparse.Namespace) -> "tuple[Image, Measurement]":
 
 def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restoration, dict[str, Any]]":
     """Restores what ``take`` took, to one channel if it is grey. Also returns what there is to tell programs."""
+    from bayesq.likelihoods import UnknownGaussian
+    from bayesq.restore import restore
+
+    options, summary = choose_options(args, measurement)
+    restoration = restore(measurement.y, measurement.physics, **options)
+    likelihood = measurement.likelihood
+    if isinstance(likelihood, UnknownGaussian):
+        summary["noise"] = float(likelihood.sigma(measurement.y, restoration.samples, options["generator"]).mean())
+    height, width = restoration.mean.shape[-2:]
+    elbo = restoration.trace[-1].elbo
+    summary |= {
+        "width": width,
+        "height": height,
+        "quality": restoration.quality,
+        "steps": len(restoration.trace),
+        "elbo": None if math.isnan(elbo) else elbo,
+        "seconds": restoration.seconds,
+    }
+    common.say(args, f"Restored {width} x {height} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")
+    _tell(args, summary)
+    return restoration.grey() if measurement.grey else restoration, summary
+
+
+def infer_large(args: argparse.Namespace, measurement: "Measurement") -> "tuple[LargeRestoration, dict[str, Any]]":
+    """The same piece by piece, for pictures of which samples would not fit into memory."""
+    from bayesq.large import restore_large
+
+    if args.quality == AUTO:
+        raise BayesqError("-q auto is for pictures of up to a megapixel: let it find a quality for a part")
+    if args.save_samples:
+        raise BayesqError("samples are kept of pictures of up to a megapixel: restore a part for them")
+    options, summary = choose_options(args, measurement)
+    restoration = restore_large(measurement.y, measurement.physics, grey=measurement.grey, **options)
+    height, width = restoration.mean.shape[-2:]
+    summary |= {"width": width, "height": height, "pieces": restoration.pieces, "seconds": restoration.seconds}
+    common.say(args, f"Restored {width} x {height} in {restoration.pieces} pieces, {restoration.seconds:.1f} s.")
+    _tell(args, summary)
+    return restoration, summary
+
+
+def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords of ``bayesq.restore``, and what of them there is to tell programs."""
     from functools import partial
 
     import torch
 
     from bayesq import inference, zoo
     from bayesq.choice import choose
-    from bayesq.likelihoods import UnknownGaussian
-    from bayesq.restore import PRIOR_WEIGHT, default_algorithm, restore
+    from bayesq.restore import PRIOR_WEIGHT, default_algorithm
 
     name = args.algorithm
     if name == AUTO:
@@ -154,47 +196,36 @@ def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restor
         choice = choose(measurement.y, measurement.physics, codec=codec, likelihood=measurement.likelihood)
         quality, weight = choice.quality, choice.prior_weight
         common.say(args, f"Chose a prior of quality {quality:.0f} and weight {weight:g} in {choice.seconds:.1f} s.")
-    generator = torch.Generator().manual_seed(args.seed)
-    restoration = restore(
-        measurement.y,
-        measurement.physics,
-        codec=codec,
-        likelihood=measurement.likelihood,
-        quality=quality,
-        prior_weight=weight,
-        algorithm=kind,
-        steps=args.steps,
-        grids=ALGORITHMS[name].grids,
-        samples=args.samples,
-        generator=generator,
-        progress=not args.quiet,
-    )
-    sigma, likelihood = measurement.sigma, measurement.likelihood
-    if isinstance(likelihood, UnknownGaussian):
-        sigma = float(likelihood.sigma(measurement.y, restoration.samples, generator).mean())
-    height, width = restoration.mean.shape[-2:]
-    elbo = restoration.trace[-1].elbo
+    options = {
+        "codec": codec,
+        "likelihood": measurement.likelihood,
+        "quality": quality,
+        "prior_weight": weight,
+        "algorithm": kind,
+        "steps": args.steps,
+        "grids": ALGORITHMS[name].grids,
+        "samples": args.samples,
+        "generator": torch.Generator().manual_seed(args.seed),
+        "progress": not args.quiet,
+    }
     summary = {
         "task": measurement.task,
         "input": args.input,
         "output": args.output,
-        "width": width,
-        "height": height,
         "model": model.name,
-        "noise": sigma,
-        "quality": restoration.quality,
+        "noise": measurement.sigma,
+        "quality": quality,
         "prior_weight": weight,
-        "steps": len(restoration.trace),
         "algorithm": name,
-        "elbo": None if math.isnan(elbo) else elbo,
-        "seconds": restoration.seconds,
     }
-    common.say(args, f"Restored {width} x {height} in {len(restoration.trace)} steps, {restoration.seconds:.1f} s.")
-    prior = f"model {model.name}"
-    if restoration.quality is not None:
-        prior = f"prior of quality {restoration.quality:.0f}, {prior}"
-    common.say(args, f"Noise {255 * sigma:.2f}/255, {prior}.")
-    return restoration.grey() if measurement.grey else restoration, summary
+    return options, summary
+
+
+def _tell(args: argparse.Namespace, summary: dict[str, Any]) -> None:
+    prior = f"model {summary['model']}"
+    if summary["quality"] is not None:
+        prior = f"prior of quality {summary['quality']:.0f}, {prior}"
+    common.say(args, f"Noise {255 * summary['noise']:.2f}/255, {prior}.")
 
 
 def quality_or_auto(text: str) -> float | str:
@@ -210,20 +241,26 @@ def run(args: argparse.Namespace) -> int:
     from bayesq.io import like, write_image
 
     image, measurement = take(args)
-    restoration, summary = infer(args, measurement)
+    restoration, summary = (infer_large if _is_large(measurement) else infer)(args, measurement)
     summary["mode"] = image.mode
     write_image(like(restoration.mean, image), args.output)
-    draws = restoration.samples
     if args.std:
-        white = common.write_deviation(draws.var(0).mean(1, keepdim=True).sqrt(), args.std)
+        white = common.write_deviation(restoration.std.square().mean(1, keepdim=True).sqrt(), args.std)
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}
         common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
     if args.save_samples:
         folder = Path(args.save_samples)
         folder.mkdir(parents=True, exist_ok=True)
-        for i, draw in enumerate(draws, 1):
+        for i, draw in enumerate(restoration.samples, 1):
             write_image(like(draw, image), folder / f"sample-{i:02}.png")
         common.say(args, f"{args.samples} draws in {folder}.")
     if args.json:
         common.print_json(summary)
     return 0
+
+
+def _is_large(measurement: "Measurement") -> bool:
+    from bayesq.large import LARGE
+    from bayesq.operators.parts import is_local, size_of
+
+    return is_local(measurement.physics) and math.prod(size_of(measurement.y, measurement.physics)) > LARGE

@@ -18,6 +18,7 @@ from bayesq.likelihoods.base import (
     Weighable,
     gaussian_near,
     noise_level,
+    of_part,
     weighted,
 )
 from bayesq.likelihoods.cells import Cells
@@ -47,6 +48,7 @@ __all__ = [
     "from_physics",
     "gaussian_near",
     "noise_level",
+    "of_part",
     "weighted",
 ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -62,6 +63,7 @@ class NearlyGaussian(Weighable, Protocol):
 
 
 Weighed = TypeVar("Weighed", bound=Weighable)
+Law = TypeVar("Law", bound=Likelihood)
 
 
 class Independent(ABC):
@@ -122,6 +124,24 @@ def weighted(likelihood: Weighed, weight: float | Tensor) -> Weighed:
     """
     result = copy.copy(likelihood)
     result.observed = likelihood.observed * torch.as_tensor(weight, dtype=torch.float32)
+    return result
+
+
+def of_part(likelihood: Law, physics: Physics, cut: Callable[[Tensor], Tensor]) -> Law:
+    """The same law for a part of a picture.
+
+    Args:
+        likelihood: one of this package.
+        physics: the operator of the part.
+        cut: takes from a map (1 or B, C, H, W) what belongs to the part.
+    """
+    result = copy.copy(likelihood)
+    for name, value in vars(likelihood).items():
+        if isinstance(value, Tensor) and value.ndim == 4:
+            setattr(result, name, cut(value))
+        elif name == "parts":
+            setattr(result, name, [of_part(law, physics, cut) for law in value])
+    result.physics = physics
     return result
 
 

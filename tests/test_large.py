@@ -1,0 +1,115 @@
+"""Restoration piece by piece, against that of the whole."""
+
+import pytest
+import torch
+from deepinv.physics import PoissonNoise
+
+from bayesq import operators, restore
+from bayesq.cli import main
+from bayesq.errors import OperatorError
+from bayesq.io import read_image, to_tensor
+from bayesq.large import RAMP, _cores, _ramp, restore_large
+from bayesq.likelihoods import Gaussian, Impulse, Mixture, UnknownGaussian, from_physics, of_part
+from bayesq.metrics import psnr
+from bayesq.operators.parts import crop, is_local, of_measurement, part, reach, size_of, unit
+from bayesq.resources import data_dir
+
+SIZE = (150, 174)
+SIGMA = 0.05
+MASK = torch.rand(SIZE, generator=torch.Generator().manual_seed(1)) < 0.6
+OPERATORS = {
+    "denoise": operators.denoise(SIZE, SIGMA),
+    "deblur": operators.blur("motion:9,40", SIZE, SIGMA),
+    "superres": operators.downsample(3, SIZE, SIGMA),
+    "halved": operators.downsample(2, SIZE, SIGMA),
+    "inpaint": operators.inpaint(MASK, SIZE, SIGMA),
+    "demosaic": operators.demosaic(SIZE, SIGMA),
+    "colorize": operators.colorize(SIZE, SIGMA),
+}
+BOX = (36, 48, 132, 138)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def photo():
+    return to_tensor(read_image(data_dir() / "coffee.png").crop((200, 80, 374, 230)))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_part_is_measured_as_in_the_whole(name, photo):
+    physics = OPERATORS[name]
+    y = physics.A(photo)
+    assert is_local(physics) and size_of(y, physics) == SIZE
+    assert BOX[0] % unit(physics) == BOX[1] % unit(physics) == 0
+    measured, inner = part(y, physics, BOX)
+    again = inner.A(crop(photo, BOX))
+    assert again.shape == measured.shape and size_of(measured, inner) == (90, 96)
+    margin = -(-reach(physics) // (SIZE[0] // y.shape[-2]))
+    assert (again - measured)[..., margin:-margin, margin:-margin].abs().max() < 1e-5
+
+
+def test_maps_are_cut_with_the_measurement():
+    physics = OPERATORS["superres"]
+    level = 0.01 + torch.rand(1, 1, 50, 58, generator=generator())
+    law = Mixture(physics, [Gaussian(physics, level), Impulse(physics)], [0.9, 0.1])
+    found = of_part(law, physics, lambda value: crop(value, of_measurement(physics, BOX)))
+    assert torch.equal(found.parts[0].sigma, level[..., 16:46, 12:44])
+    assert torch.equal(law.parts[0].sigma, level)
+
+
+@pytest.mark.parametrize(("length", "side"), [(64, 64), (100, 64), (500, 64), (30, 64), (129, 128)])
+def test_weights_add_up_to_one(length, side):
+    total = torch.zeros(length)
+    for start, stop in _cores(length, side):
+        first, last = max(0, start - RAMP), min(length, stop + RAMP)
+        total[first:last] += _ramp(start, stop, first, last, length)
+    torch.testing.assert_close(total, torch.ones(length))
+
+
+@pytest.mark.parametrize("name", ["denoise", "halved", "demosaic"])
+def test_pieces_make_the_whole(name, photo):
+    """As near to one another as they are to the truth would be no law: the difference is a small part of the error."""
+    physics = OPERATORS[name]
+    y = operators.degrade(photo, physics, generator())
+    whole = restore(y, physics, samples=2)
+    pieces = restore_large(y, physics, side=64, samples=2)
+    assert pieces.pieces == 4 and pieces.mean.shape == whole.mean.shape
+    assert psnr(pieces.mean, photo) > psnr(whole.mean, photo) - 0.1
+    assert psnr(pieces.mean, whole.mean) > psnr(whole.mean, photo) + 8
+    assert pieces.std.mean() == pytest.approx(float(whole.std.mean()), rel=0.3)
+
+
+def test_the_laws_of_noise_go_with_the_pieces(photo):
+    physics = operators.denoise(SIZE, SIGMA)
+    physics.noise_model = PoissonNoise(gain=0.01)
+    y = operators.degrade(photo, physics, generator())
+    for law in (from_physics(physics), UnknownGaussian(physics)):
+        found = restore_large(y, physics, likelihood=law, side=64, samples=2)
+        assert psnr(found.mean, photo) > psnr(y, photo) + 5
+
+
+def test_what_cannot_be_cut_is_refused(photo):
+    physics = operators.compress(0.5, SIZE, SIGMA)
+    with pytest.raises(OperatorError, match="piece by piece"):
+        restore_large(physics.A(photo), physics)
+    with pytest.raises(OperatorError, match="at least 64"):
+        restore_large(photo, OPERATORS["denoise"], side=32)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_large_pictures_are_restored_in_pieces_from_the_shell(mode, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bayesq.large.LARGE", 100**2)
+    truth, y, x, std = (tmp_path / f"{name}.png" for name in ("truth", "y", "x", "std"))
+    read_image(data_dir() / "coffee.png").crop((200, 80, 374, 230)).convert(mode).save(truth)
+    assert main(["degrade", "denoise", str(truth), str(y), "--noise", "0.1", "--quiet"]) == 0
+    argv = ["restore", "denoise", str(y), str(x), "--noise", "0.1", "--samples", "2"]
+    assert main([*argv, "--std", str(std)]) == 0
+    assert "in 1 pieces" in capsys.readouterr().err
+    before, after = (psnr(to_tensor(read_image(path)), to_tensor(read_image(truth))) for path in (y, x))
+    assert after > before + 6 and read_image(x).mode == mode and read_image(std).size == (174, 150)
+    for refused in (["--save-samples", str(tmp_path / "draws")], ["-q", "auto"]):
+        assert main([*argv, *refused, "--quiet"]) == 1
+        assert "megapixel" in capsys.readouterr().err
