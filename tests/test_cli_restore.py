@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from pathlib import Path
 from functools import partial
 
 import numpy as np
@@ -336,3 +337,23 @@ def test_wrong_usage_exits_with_2(argv):
     with pytest.raises(SystemExit) as exit_:
         main(argv)
     assert exit_.value.code == 2
+
+
+def test_folders_are_restored_picture_by_picture(photo, tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    for path in (folder / "a.png", folder / "deep" / "b.png"):
+        assert main(["degrade", "denoise", str(photo), str(path), "--noise", "0.1", "--quiet"]) == 0
+    (folder / "broken.png").write_bytes(b"no picture")
+    argv = ["restore", "denoise", str(folder), str(out), "--noise", "0.1", "--samples", "2", "--quiet"]
+    assert main([*argv, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == 3 and [Path(failed["input"]).name for failed in told["failed"]] == ["broken.png"]
+    assert psnr(out / "a.png", photo) > psnr(folder / "a.png", photo) + 6
+    (folder / "broken.png").unlink()
+    first = (out / "a.png").read_bytes()
+    (out / "a.png").unlink()
+    assert main([*argv, "--jobs", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"] == 1 and (out / "a.png").read_bytes() == first
+    assert main([*argv, "--std", str(tmp_path / "std.png")]) == 1
+    assert "single pictures" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bayesq.cli import common, tasks
+from bayesq.cli import common, folders, tasks
 from bayesq.errors import BayesqError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "restore",
         help="restore a degraded picture",
-        description="Restores a degraded picture, with its uncertainty. Grey and alpha are kept.",
+        description="Restores a degraded picture, with its uncertainty, or a folder of them. Grey and alpha are kept.",
     )
     for task in tasks.add_task_parsers(parser, run, tasks.SUMMARIES):
         add_inference_options(task)
@@ -62,6 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         )
         task.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
         task.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
+        folders.add_options(task)
         common.add_output_options(task)
         common.add_talk_options(task)
 
@@ -169,6 +170,17 @@ def infer_large(args: argparse.Namespace, measurement: "Measurement") -> "tuple[
     return restoration, summary
 
 
+def infer_any(
+    args: argparse.Namespace, measurement: "Measurement"
+) -> "tuple[Restoration | LargeRestoration, dict[str, Any]]":
+    """Either, as the picture's size has it."""
+    from bayesq.large import LARGE
+    from bayesq.operators.parts import is_local, size_of
+
+    large = is_local(measurement.physics) and math.prod(size_of(measurement.y, measurement.physics)) > LARGE
+    return (infer_large if large else infer)(args, measurement)
+
+
 def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords of ``bayesq.restore``, and what of them there is to tell programs."""
     from functools import partial
@@ -238,10 +250,17 @@ def run(args: argparse.Namespace) -> int:
     if args.algorithm in ALGORITHMS and not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
         raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
 
+    if folders.is_folder(args):
+        if args.std or args.save_samples:
+            raise BayesqError("--std and --save-samples are for single pictures")
+        from bayesq.cli.restore_files import RestoreFiles
+
+        return folders.run(args, RestoreFiles(args))
+
     from bayesq.io import like, write_image
 
     image, measurement = take(args)
-    restoration, summary = (infer_large if _is_large(measurement) else infer)(args, measurement)
+    restoration, summary = infer_any(args, measurement)
     summary["mode"] = image.mode
     write_image(like(restoration.mean, image), args.output)
     if args.std:
@@ -257,10 +276,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         common.print_json(summary)
     return 0
-
-
-def _is_large(measurement: "Measurement") -> bool:
-    from bayesq.large import LARGE
-    from bayesq.operators.parts import is_local, size_of
-
-    return is_local(measurement.physics) and math.prod(size_of(measurement.y, measurement.physics)) > LARGE
