@@ -3,8 +3,8 @@
 import io
 import json
 import re
-from pathlib import Path
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
