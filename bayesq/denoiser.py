@@ -84,20 +84,24 @@ class Denoiser(nn.Module):
 
         Args:
             x: ``(B, 3, H, W)``, any size.
-            sigma: The noise's standard deviation, image units, positive; one for all or ``(B,)``.
+            sigma: The noise's standard deviation, image units, positive; one for all, ``(B,)``, or a map
+                ``(B, 1, H, W)``, which the network was not trained with and takes well where it varies slowly.
 
         Returns:
             The mean ``(B, 3, H, W)``, not clipped, and the deviation ``(B, 1, H, W)`` of each of its pixels' values.
         """
         height, width = x.shape[-2:]
-        sigma = torch.as_tensor(sigma, dtype=x.dtype).expand(len(x))
+        margins = (0, -width % self.multiple, 0, -height % self.multiple)
+        sigma = torch.as_tensor(sigma, dtype=x.dtype)
+        sigma = F.pad(sigma, margins, mode="replicate") if sigma.ndim == 4 else sigma.expand(len(x))
         level = (LEVELS - 1) * ((sigma / SIGMAS[0]).log() / math.log(SIGMAS[1] / SIGMAS[0])).clamp(0, 1)
-        noise = sigma.view(-1, 1, 1, 1)
+        noise = sigma if sigma.ndim == 4 else sigma.view(-1, 1, 1, 1)
         total = (noise.square() + SPREAD**2).sqrt()
-        error = noise * SPREAD / total
-        padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        padded = F.pad(x, margins, mode="replicate")
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.reduced and x.dtype == torch.float32):
             found = self.network((padded - 0.5) / total, level)[..., :height, :width].to(x.dtype)
+        noise, total = (v[..., :height, :width] for v in (noise, total))
+        error = noise * SPREAD / total
         mean = 0.5 + (SPREAD / total).square() * (x - 0.5) + error * found[:, :3]
         return mean, error * (found[:, 3:] - 1).clamp(*BOUNDS).exp()
 

@@ -43,6 +43,19 @@ def test_each_picture_has_a_level_of_its_own(tiny):
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (13, 22)])
+def test_a_map_of_levels_is_taken_place_by_place(tiny, size):
+    x = torch.rand(2, 3, *size, generator=generator())
+    even = tiny.moments(x, torch.full((2, 1, *size), 0.1))
+    assert all(torch.allclose(*pair, atol=2e-3) for pair in zip(even, tiny.moments(x, 0.1), strict=True))
+    x = torch.rand(1, 3, 16, 160, generator=generator())
+    halves = torch.cat([torch.full((1, 1, 16, 80), sigma) for sigma in (0.05, 0.3)], 3)
+    found = tiny(x, halves)
+    assert torch.allclose(found[..., :16], tiny(x, 0.05)[..., :16], atol=2e-3)
+    assert torch.allclose(found[..., -16:], tiny(x, 0.3)[..., -16:], atol=2e-3)
+    assert not torch.allclose(found[..., -16:], tiny(x, 0.05)[..., -16:], atol=2e-3)
+
+
 def test_little_noise_leaves_the_picture(tiny):
     x = torch.rand(1, 3, 16, 16, generator=generator())
     mean, std = tiny.moments(x, 1e-6)

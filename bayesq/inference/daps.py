@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import ClassVar, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from deepinv.physics import Denoising, LinearPhysics
 from torch import Tensor
 
@@ -25,6 +26,7 @@ LEAST = 1 / 255
 SYMMETRIES = 8
 STRIDE = 5
 """Coprime to ``SYMMETRIES``: neighbouring steps see the picture in orientations that are far apart."""
+NEARBY = 5
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class DAPS:
 
     A step of the search takes, at a falling level of noise σ, the picture that fits both the estimate so far, with
     deviation σ / √weight, and the measurement, and denoises it: half-quadratic splitting. Every step turns or mirrors
-    the picture otherwise before it asks the denoiser, whose faults would add up; where noise is all that is the matter
-    the estimate is the mean over all eight ways.
+    the picture otherwise before it asks the denoiser, whose faults would add up. Where noise is all that is the matter
+    the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so far
+    hardly counts then but in place of values that say nothing.
 
     A sample is the end of a chain from there. At each of a few falling levels it adds noise, asks the denoiser for the
     law of the picture given the noisy one, N(mean, diag s²), and draws from that law times p(y | x). The law is treated
@@ -76,6 +79,7 @@ class DAPS:
         last: σ at the end of the search; by default the measurement's, at least 1/255. Where noise varies, its level
             is that of the mean precision.
         weight: How much the estimate counts in the search, as against the measurement.
+        faint: The same where noise is all that is the matter.
         restart: σ at the start of a chain; at least the measurement's, and half of this if that is above ``NOISY``.
         finest: σ at the end of a chain.
         ratio: How much smaller each σ of a chain is than that before, about.
@@ -91,6 +95,7 @@ class DAPS:
     coarsest: float = 0.2
     last: float | None = None
     weight: float = 0.7
+    faint: float = 0.03
     restart: float = 0.12
     finest: float = 0.01
     ratio: float = 1.6
@@ -117,21 +122,27 @@ class DAPS:
 
     @torch.no_grad()
     def step(self, state: Annealed, generator: torch.Generator) -> tuple[Annealed, Info]:
-        """One iteration, of which noise alone takes a single one; the generator is used for grey measurements alone."""
-        if self._noise_alone:
-            picture = state.picture if state.count else self._mean_of_all_ways(generator)
+        """One iteration; white noise alone takes a single one. The generator is used for grey measurements alone."""
+        x, place = state.picture, state.count
+        y, noise = self._measured(x, generator)
+        last = max(self._level(x), LEAST) if self.last is None else self.last
+        sigma = _levels(max(self.coarsest, last), last, self.steps)[min(place, self.steps - 1)]
+        if self._white_noise_alone:
+            picture = x if place else self._mean_of_all_ways(y, noise)
+        elif self._noise_alone:
+            local, over = _local_level(noise, x), sigma / last
+            fitting = self._fit(y, noise, x, over * local / self.faint**0.5)
+            ended = place >= self.steps - 1
+            picture = self._mean_of_all_ways(fitting, local) if ended else self._mean(fitting, over * local, place)
         else:
-            last = max(self._level(state.picture), LEAST) if self.last is None else self.last
-            sigma = _levels(max(self.coarsest, last), last, self.steps)[min(state.count, self.steps - 1)]
-            y, noise = self._measured(state.picture, generator)
-            fitting = self._fit(y, noise, state.picture, state.picture.new_tensor(sigma / self.weight**0.5))
-            picture = self._moments(fitting, sigma, state.count)[0]
+            fitting = self._fit(y, noise, x, x.new_tensor(sigma / self.weight**0.5))
+            picture = self._mean(fitting, sigma, place)
         log_likelihood = self.posterior.log_likelihood_of_picture(picture).sum()
         return Annealed(picture, state.count + 1), Info(math.nan, float(log_likelihood), math.nan)
 
     @torch.no_grad()
     def sample(self, state: Annealed, n: int, generator: torch.Generator) -> Tensor:
-        draw = self._reverse if self._noise_alone else partial(self._chain, state.picture)
+        draw = self._reverse if self._white_noise_alone else partial(self._chain, state.picture)
         draws = torch.stack([draw(place, generator) for place in range(n)])
         moved = state.picture - draws.mean(0) if n > 1 and state.count else 0
         return (draws + moved).clamp(0, 1)
@@ -156,20 +167,27 @@ class DAPS:
             x = torch.lerp(draw(x, sigma, turn), x, kept) + following * (1 - kept) ** 0.5 * _noise(x, generator)
         return draw(x, levels[-1], place)
 
-    def _moments(self, x: Tensor, sigma: float, turn: int) -> tuple[Tensor, Tensor]:
+    def _moments(self, x: Tensor, sigma: float | Tensor, turn: int) -> tuple[Tensor, Tensor]:
         """The denoiser's, asked in one of eight orientations."""
         way = turn * STRIDE % SYMMETRIES
+        if isinstance(sigma, Tensor) and sigma.ndim == 4:
+            sigma = sigma.flatten() if sigma.shape[-2:] == (1, 1) else _turned(sigma, way)
         mean, std = self.denoiser.moments(_turned(x, way), sigma)
         return _turned_back(mean, way), _turned_back(std, way)
 
-    def _mean_of_all_ways(self, generator: torch.Generator) -> Tensor:
-        (y, _), level = self._measured(self.posterior.y, generator), self._level(self.posterior.y)
-        return torch.stack([self._moments(y, level, turn)[0] for turn in range(SYMMETRIES)]).mean(0)
+    def _mean(self, x: Tensor, sigma: float | Tensor, turn: int) -> Tensor:
+        return self._moments(x, sigma, turn)[0]
+
+    def _mean_of_all_ways(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.stack([self._mean(x, sigma, turn) for turn in range(SYMMETRIES)]).mean(0)
 
     @property
     def _noise_alone(self) -> bool:
-        likelihood = self.posterior.likelihood
-        return DecoderError.takes(likelihood) and isinstance(likelihood.physics, Denoising)
+        return isinstance(self.posterior.likelihood.physics, Denoising)
+
+    @property
+    def _white_noise_alone(self) -> bool:
+        return self._noise_alone and DecoderError.takes(self.posterior.likelihood)
 
     def _level(self, x: Tensor) -> float:
         return noise_level(self.posterior.likelihood, self.posterior.y, x)
@@ -202,6 +220,20 @@ class DAPS:
 def _levels(first: float, last: float, count: int) -> list[float]:
     """So many levels of noise in geometric progression."""
     return [first * (last / first) ** (place / max(1, count - 1)) for place in range(count)]
+
+
+def _local_level(sigma: Tensor, like: Tensor) -> Tensor:
+    """Deviation of white noise like that nearby, ``(B, 1, H, W)``, or ``(B, 1, 1, 1)`` or a scalar where it is even.
+
+    It has the mean precision of ``NEARBY``² pixels, so that outliers do not count, and the mean variance of the
+    channels, which the denoiser does not tell apart.
+    """
+    if sigma.ndim < 4:
+        return sigma
+    if sigma.shape[-2:] == (1, 1):
+        return sigma.square().mean(1, keepdim=True).sqrt()
+    precision = F.pad(sigma.square().reciprocal().expand_as(like), [NEARBY // 2] * 4, mode="replicate")
+    return F.avg_pool2d(precision, NEARBY, 1).reciprocal().mean(1, keepdim=True).sqrt()
 
 
 def _noise(x: Tensor, generator: torch.Generator) -> Tensor:

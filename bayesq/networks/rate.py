@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bayesq.quality import LEVELS
@@ -58,14 +59,19 @@ class Interpolated(nn.Module):
         self.anchors = nn.Parameter(torch.full((ANCHORS, channels), start))
 
     def forward(self, level: Tensor) -> Tensor:
-        """Maps levels ``(B,)`` in 0…255 to ``(B, C, 1, 1)``."""
+        """Takes levels ``(B,)`` in 0…255 to ``(B, C, 1, 1)``, or maps of them ``(B, 1, H, W)`` to ``(B, C, H, W)``."""
+        if level.ndim == 4:
+            with torch.autocast(level.device.type, enabled=False):
+                return F.conv2d(self._shares(level), self.anchors.mT[..., None, None])
         shares = self._shares(level)[:, :, None]
         return (shares * self.anchors).sum(1)[:, :, None, None]  # no matrix product, which autocast would round
 
     def _shares(self, level: Tensor) -> Tensor:
-        """How much each anchor counts, ``(B, ANCHORS)``."""
+        """How much each anchor counts, ``(B, ANCHORS)``, or for maps ``(B, ANCHORS, H, W)``."""
         position = level.to(self.anchors.dtype) * ((ANCHORS - 1) / (LEVELS - 1))
         ticks = torch.arange(ANCHORS, device=level.device, dtype=position.dtype)
+        if level.ndim == 4:
+            return (1 - (position - ticks[:, None, None]).abs()).clamp_min(0)
         return (1 - (position[:, None] - ticks).abs()).clamp_min(0)
 
     @torch.no_grad()

@@ -58,16 +58,25 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """Maps for pictures at levels ``(B,)`` in 0…255, between which modulations are interpolated."""
-        x, skips = precisely(self.stem, fold(x, 2)), []
+        """Maps for pictures at levels in 0…255, between which modulations are interpolated.
+
+        Levels are ``(B,)``, or ``(B, 1, H, W)`` where they vary over the picture.
+        """
+        x, level = precisely(self.stem, fold(x, 2)), _halved(level)
+        skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
             x = _through(blocks, x, level)
-            skips.append(x)
-            x = shrink(fold(x, 2))
+            skips.append((x, level))
+            x, level = shrink(fold(x, 2)), _halved(level)
         x = _through(self.middle, x, level)
         for blocks, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
-            x = _through(blocks, unfold(grow(x), 2) + skips.pop(), level)
+            skip, level = skips.pop()
+            x = _through(blocks, unfold(grow(x), 2) + skip, level)
         return F.pixel_shuffle(self.head(x), 2)
+
+
+def _halved(level: Tensor) -> Tensor:
+    return F.avg_pool2d(level, 2) if level.ndim == 4 else level
 
 
 def _through(blocks: nn.ModuleList, x: Tensor, level: Tensor) -> Tensor:
