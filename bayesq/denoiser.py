@@ -43,9 +43,9 @@ BOUNDS = -5.0, 2.0
 class Sizes:
     """Sizes of the network; see ``UNet``."""
 
-    widths: tuple[int, ...] = (32, 64, 128)
-    depth: int = 2
-    middle: int = 4
+    widths: tuple[int, ...] = (64, 64, 96)
+    depth: int = 3
+    middle: int = 3
 
     @classmethod
     def from_json(cls, text: str) -> Sizes:

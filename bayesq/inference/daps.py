@@ -94,7 +94,7 @@ class DAPS:
     denoiser: Denoiser = field(default_factory=zoo.denoiser)
     coarsest: float = 0.2
     last: float | None = None
-    weight: float = 0.7
+    weight: float = 0.3
     faint: float = 0.03
     restart: float = 0.12
     finest: float = 0.01
