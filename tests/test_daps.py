@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from deepinv.physics import PoissonNoise
+from deepinv.physics import GaussianNoise, LinearPhysics, PoissonNoise
 
 from bayesq import operators, restore, zoo
 from bayesq.channels import restore_channels
@@ -159,3 +159,13 @@ def test_grey_pictures_are_restored_as_well_as_others(photo, task):
     coloured = restore(operators.degrade(photo, physics, generator()), physics, samples=4)
     assert psnr(found.mean, grey) > psnr(y, grey) + 4
     assert psnr(found.mean, grey) > psnr(coloured.mean, photo) - 2.5
+
+
+def test_what_an_operator_of_ones_own_does_not_see_is_filled(photo):
+    seen = torch.ones(64)
+    seen[5::9] = 0
+    noise = GaussianNoise(5 / 255)
+    physics = LinearPhysics(A=lambda x, **_: seen * x, A_adjoint=lambda y, **_: seen * y, noise_model=noise)
+    found = restore(operators.degrade(photo, physics, generator()), physics, samples=2)
+    error = (found.mean - photo).square().mean((0, 1, 2)).sqrt()
+    assert error[5::9].max() < 0.1

@@ -19,6 +19,7 @@ from bayesq.denoiser import Denoiser
 from bayesq.errors import OperatorError
 from bayesq.inference.base import Info, Posterior
 from bayesq.likelihoods import DecoderError, Mixture, NearlyGaussian, gaussian_near, noise_level
+from bayesq.operators import has_start
 from bayesq.operators.conditioning import condition
 
 NOISY = 0.02
@@ -75,7 +76,8 @@ class DAPS:
         posterior: Measurement and likelihood; the codec and the prior's weight are not used.
         steps: Length of the search.
         denoiser: By default the shipped one.
-        coarsest: σ at the start of the search, image units; at least the measurement's.
+        coarsest: σ at the start of the search, image units; at least the measurement's. By default 0.2, and 0.3 for
+            operators of which ``initial_image`` knows no kind: what A⁺y leaves black takes longer to fill.
         last: σ at the end of the search; by default the measurement's, at least 1/255. Where noise varies, its level
             is that of the mean precision.
         weight: How much the estimate counts in the search, as against the measurement.
@@ -92,7 +94,7 @@ class DAPS:
     posterior: Posterior
     steps: int
     denoiser: Denoiser = field(default_factory=zoo.denoiser)
-    coarsest: float = 0.2
+    coarsest: float | None = None
     last: float | None = None
     weight: float = 0.3
     faint: float = 0.03
@@ -126,7 +128,10 @@ class DAPS:
         x, place = state.picture, state.count
         y, noise = self._measured(x, generator)
         last = max(self._level(x), LEAST) if self.last is None else self.last
-        sigma = _levels(max(self.coarsest, last), last, self.steps)[min(place, self.steps - 1)]
+        first = (
+            (0.2 if has_start(self.posterior.likelihood.physics) else 0.3) if self.coarsest is None else self.coarsest
+        )
+        sigma = _levels(max(first, last), last, self.steps)[min(place, self.steps - 1)]
         if self._white_noise_alone:
             picture = x if place else self._mean_of_all_ways(y, noise)
         elif self._noise_alone:

@@ -34,7 +34,7 @@ from bayesq.errors import OperatorError
 from bayesq.operators.classes import BicubicDownsampling, EdgeBlur, Rounding
 from bayesq.operators.jpeg import JPEG, open_jpeg
 from bayesq.operators.parse import Size, by, parse_kernel, parse_mask, parse_noise, random_mask
-from bayesq.operators.start import fill_holes, initial_image, sharpen, stated_noise
+from bayesq.operators.start import fill_holes, has_start, initial_image, sharpen, stated_noise
 
 __all__ = [
     "JPEG",
@@ -51,6 +51,7 @@ __all__ = [
     "denoise",
     "downsample",
     "fill_holes",
+    "has_start",
     "initial_image",
     "inpaint",
     "open_jpeg",

@@ -185,3 +185,8 @@ STARTS: tuple[tuple[type[Physics] | tuple[type[Physics], ...], Start], ...] = (
     (JPEG, _start_jpeg),
 )
 """The estimate of each kind of operator; the first that fits is taken."""
+
+
+def has_start(physics: Physics) -> bool:
+    """Whether an operator is of a kind that ``initial_image`` knows, or its estimate is A⁺y, which may be far off."""
+    return any(isinstance(physics, operators) for operators, _ in STARTS)
