@@ -128,9 +128,7 @@ class DAPS:
         x, place = state.picture, state.count
         y, noise = self._measured(x, generator)
         last = max(self._level(x), LEAST) if self.last is None else self.last
-        first = (
-            (0.2 if has_start(self.posterior.likelihood.physics) else 0.3) if self.coarsest is None else self.coarsest
-        )
+        first = self.coarsest or (0.2 if has_start(self.posterior.likelihood.physics) else 0.3)
         sigma = _levels(max(first, last), last, self.steps)[min(place, self.steps - 1)]
         if self._white_noise_alone:
             picture = x if place else self._mean_of_all_ways(y, noise)
