@@ -30,7 +30,7 @@ from bayesq.quality import LEVELS
 from bayesq.runtime import bfloat16_is_fast
 from bayesq.weights import pack, unpack
 
-FORMAT = "bayesq-denoiser-1"
+FORMAT = "bayesq-denoiser-2"
 SIGMAS = 0.004, 0.5
 """Levels of noise that the network is trained for, image units; beyond, it takes the nearer one."""
 SPREAD = 0.25

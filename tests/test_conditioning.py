@@ -44,6 +44,15 @@ def test_the_mean_is_exact(name):
     assert ((found - exact) / covariance.diagonal().sqrt()).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("tolerance", [0.3, 0.05, 0.005])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_tolerance_bounds_the_error(name, tolerance):
+    physics = OPERATORS[name]
+    mean, std, y, exact, covariance = posed(physics)
+    off = condition(mean, std, y, physics, SIGMA, tolerance=tolerance).flatten() - exact
+    assert (off @ torch.linalg.solve(covariance, off) / len(off)).sqrt() < 2 * tolerance
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 def test_draws_have_the_mean_and_the_covariance(name):
     physics, n = OPERATORS[name], 4000

@@ -8,6 +8,7 @@ from bayesq.denoiser import Denoiser, Sizes
 from bayesq.errors import ModelError
 from bayesq.io import read_image, to_tensor
 from bayesq.metrics import psnr
+from bayesq.networks.unet import Block
 from bayesq.resources import data_dir
 
 TINY = Sizes((8, 16), 1, 1)
@@ -73,6 +74,32 @@ def test_the_shipped_one_denoises_and_knows_its_error(photo, sigma, gain):
     order = std.flatten().argsort()
     error = (mean - photo).square().mean(1).flatten()[order]
     assert error[len(error) // 2 :].mean() > 2 * error[: len(error) // 2].mean()
+
+
+def test_no_block_of_the_shipped_one_is_idle(photo):
+    """Units that never leave one side of their threshold add nothing, until a picture comes that wakes them."""
+    denoiser, shares = zoo.denoiser(), {}
+    blocks = {name: module for name, module in denoiser.network.named_modules() if isinstance(module, Block)}
+
+    def listen(name):
+        def hook(_, inputs, output):
+            shares.setdefault(name, []).append((output - inputs[0]).norm() / inputs[0].norm())
+
+        return hook
+
+    hooks = [module.register_forward_hook(listen(name)) for name, module in blocks.items()]
+    for sigma in (0.01, 0.05, 0.1, 0.3):
+        denoiser(photo + sigma * torch.randn(photo.shape, generator=generator()), sigma)
+    for hook in hooks:
+        hook.remove()
+    assert len(blocks) > 8 and all(max(share) > 0.02 for share in shares.values())
+
+
+def test_the_shipped_one_keeps_to_the_range_of_pictures(photo):
+    noise = torch.randn(photo.shape, generator=generator())
+    for told in torch.logspace(-2.5, 0, 40):
+        for x in (photo + told * noise, 1.4 * photo - 0.2, 1 - photo, photo.round()):
+            assert (zoo.denoiser()(x, told) - x.clamp(0, 1)).abs().max() < 1 + 5 * told
 
 
 def test_files_keep_the_weights(tiny, tmp_path):

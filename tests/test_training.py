@@ -26,7 +26,7 @@ from bayesq.training.data import Crops, find_pictures
 from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 from bayesq.training.start import basis_norms, best_lapping, initialise, inverse_lapping, principal_blocks
-from bayesq.training.subjects import CodecSubject, DenoiserSubject, DenoisingLoss
+from bayesq.training.subjects import COARSER_RATE, CodecSubject, DenoiserSubject, DenoisingLoss
 from bayesq.training.tables import fitted_tables
 
 TINY = Architecture(8, 4, (16, 16), (1, 1), (1, 1), 16, 4)
@@ -306,3 +306,16 @@ def test_named_architectures_keep_to_their_budgets(name, most):
             module.register_forward_hook(count)
     codec.decompress(payload, 64, 64, 100)
     assert most / 2 < sum(counts) / 64**2 < most
+
+
+def test_what_works_on_coarser_maps_learns_more_slowly():
+    model = Denoiser(Sizes((8, 16, 16), 2, 1))
+    places = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, inputs, output, name=name: places.update({name: output.shape[-1]}))
+    model(torch.rand(1, 3, 64, 64), 0.1)
+    share = DenoiserSubject().rate_share
+    assert set(places.values()) == {8, 16, 32}
+    for name, size in places.items():
+        assert share(model, f"{name}.weight") == pytest.approx(COARSER_RATE ** {32: 0, 16: 1, 8: 2}[size])

@@ -11,12 +11,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "vble",
         help="time to restore with posterior samples",
-        description="Blurs a picture and restores it with 100 posterior samples: by default, with 300 steps on one "
-        "grid, and as VBLE's authors do (CompressAI's mbt2018, random weights, 300 steps, of which a few are timed).",
+        description="Blurs a picture and restores it with 100 posterior samples: by default, by VBLE with the codec, "
+        "the same with 300 steps on one grid, and as VBLE's authors do (CompressAI's mbt2018, random weights, 300 "
+        "steps, of which a few are timed).",
     )
     parser.add_argument("picture", metavar="FILE", nargs="?", help="default: a sample picture, cut to 481 x 321")
     parser.add_argument("--crop", type=common.positive, metavar="N", help="only the middle N pixels a side")
-    parser.add_argument("-m", "--model", default="base", help="default: %(default)s")
+    parser.add_argument("-m", "--model", default="base", help="codec of VBLE (default: %(default)s)")
     parser.add_argument(
         "--steps", type=common.positive, default=3, metavar="N", help="of VBLE that are timed (default: %(default)s)"
     )

@@ -165,7 +165,7 @@ def infer_large(args: argparse.Namespace, measurement: "Measurement") -> "tuple[
     restoration = restore_large(measurement.y, measurement.physics, grey=measurement.grey, **options)
     height, width = restoration.mean.shape[-2:]
     summary |= {"width": width, "height": height, "pieces": restoration.pieces, "seconds": restoration.seconds}
-    common.say(args, f"Restored {width} x {height} in {restoration.pieces} pieces, {restoration.seconds:.1f} s.")
+    common.say(args, f"Restored {width} x {height}, pieces: {restoration.pieces}, {restoration.seconds:.1f} s.")
     _tell(args, summary)
     return restoration, summary
 

@@ -22,12 +22,13 @@ from bayesq.likelihoods import DecoderError, Mixture, NearlyGaussian, gaussian_n
 from bayesq.operators import has_start
 from bayesq.operators.conditioning import condition
 
-NOISY = 0.02
 LEAST = 1 / 255
 SYMMETRIES = 8
 STRIDE = 5
 """Coprime to ``SYMMETRIES``: neighbouring steps see the picture in orientations that are far apart."""
 NEARBY = 5
+TOLERANCE = 0.05
+"""Of draws, in their deviations."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Annealed:
 
     Attributes:
         picture: The estimate so far ``(B, 3, H, W)``.
+        ahead: Where the next step starts from.
         count: Steps taken.
     """
 
     picture: Tensor
+    ahead: Tensor
     count: int = 0
 
 
@@ -48,10 +51,11 @@ class DAPS:
     """Posterior sampling by decoupled annealing, for noise that is nearly Gaussian behind a linear operator.
 
     A step of the search takes, at a falling level of noise σ, the picture that fits both the estimate so far, with
-    deviation σ / √weight, and the measurement, and denoises it: half-quadratic splitting. Every step turns or mirrors
-    the picture otherwise before it asks the denoiser, whose faults would add up. Where noise is all that is the matter
-    the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so far
-    hardly counts then but in place of values that say nothing.
+    deviation σ / √weight, and the measurement, and denoises it: half-quadratic splitting. What that changes the next
+    step carries on by ``momentum``, which makes a step worth two where pixels are missing. Every step turns or
+    mirrors the picture otherwise before it asks the denoiser, whose faults would add up. Where noise is all that is the
+    matter the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so
+    far hardly counts then but in place of values that say nothing.
 
     A sample is the end of a chain from there. At each of a few falling levels it adds noise, asks the denoiser for the
     law of the picture given the noisy one, N(mean, diag s²), and draws from that law times p(y | x). The law is treated
@@ -78,11 +82,14 @@ class DAPS:
         denoiser: By default the shipped one.
         coarsest: σ at the start of the search, image units; at least the measurement's. By default 0.2, and 0.3 for
             operators of which ``initial_image`` knows no kind: what A⁺y leaves black takes longer to fill.
-        last: σ at the end of the search; by default the measurement's, at least 1/255. Where noise varies, its level
-            is that of the mean precision.
-        weight: How much the estimate counts in the search, as against the measurement.
+        last: σ at the end of the search; by default half of the measurement's, at least 1/255, and all of it where
+            noise is all that is the matter. Where noise varies, its level is that of the mean precision.
+        weight: How much the estimate counts in the search, as against the measurement. From 1/4 up no component of the
+            measurement's noise passes stronger than the denoiser is told; with less the search diverges at blurs.
+        momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
         faint: The same where noise is all that is the matter.
-        restart: σ at the start of a chain; at least the measurement's, and half of this if that is above ``NOISY``.
+        restart: σ at the start of a chain; at least the measurement's, and that where noise is all that is the matter.
+            With less, what blurs and reductions leave open is told too surely.
         finest: σ at the end of a chain.
         ratio: How much smaller each σ of a chain is than that before, about.
         doubt: What s is multiplied by.
@@ -96,13 +103,14 @@ class DAPS:
     denoiser: Denoiser = field(default_factory=zoo.denoiser)
     coarsest: float | None = None
     last: float | None = None
-    weight: float = 0.3
+    weight: float = 0.28
+    momentum: float = 1.0
     faint: float = 0.03
-    restart: float = 0.12
+    restart: float = 0.3
     finest: float = 0.01
-    ratio: float = 1.6
+    ratio: float = 3.2
     doubt: float = 1.5
-    default_steps: ClassVar[int] = 24
+    default_steps: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
         if not self.takes(self.posterior.likelihood):
@@ -116,7 +124,7 @@ class DAPS:
         return isinstance(likelihood, NearlyGaussian) and isinstance(likelihood.physics, LinearPhysics)
 
     def init(self, x0: Tensor) -> Annealed:
-        return Annealed(x0)
+        return Annealed(x0, x0)
 
     def cells(self, state: Annealed) -> list[Cell]:
         """None: pixels have no cells."""
@@ -125,23 +133,25 @@ class DAPS:
     @torch.no_grad()
     def step(self, state: Annealed, generator: torch.Generator) -> tuple[Annealed, Info]:
         """One iteration; white noise alone takes a single one. The generator is used for grey measurements alone."""
-        x, place = state.picture, state.count
+        x, ahead, place = state.picture, state.ahead, state.count
         y, noise = self._measured(x, generator)
-        last = max(self._level(x), LEAST) if self.last is None else self.last
+        share = 1 if self._noise_alone else 0.5
+        last = max(share * self._level(x), LEAST) if self.last is None else self.last
         first = self.coarsest or (0.2 if has_start(self.posterior.likelihood.physics) else 0.3)
         sigma = _levels(max(first, last), last, self.steps)[min(place, self.steps - 1)]
         if self._white_noise_alone:
             picture = x if place else self._mean_of_all_ways(y, noise)
         elif self._noise_alone:
             local, over = _local_level(noise, x), sigma / last
-            fitting = self._fit(y, noise, x, over * local / self.faint**0.5)
+            fitting = self._fit(y, noise, ahead, over * local / self.faint**0.5)
             ended = place >= self.steps - 1
             picture = self._mean_of_all_ways(fitting, local) if ended else self._mean(fitting, over * local, place)
         else:
-            fitting = self._fit(y, noise, x, x.new_tensor(sigma / self.weight**0.5))
+            fitting = self._fit(y, noise, ahead, x.new_tensor(sigma / self.weight**0.5))
             picture = self._mean(fitting, sigma, place)
+        ahead = picture + self.momentum * max(0.0, 1 - (place + 1) / self.steps) * (picture - ahead)
         log_likelihood = self.posterior.log_likelihood_of_picture(picture).sum()
-        return Annealed(picture, state.count + 1), Info(math.nan, float(log_likelihood), math.nan)
+        return Annealed(picture, ahead, state.count + 1), Info(math.nan, float(log_likelihood), math.nan)
 
     @torch.no_grad()
     def sample(self, state: Annealed, n: int, generator: torch.Generator) -> Tensor:
@@ -151,11 +161,12 @@ class DAPS:
         return (draws + moved).clamp(0, 1)
 
     def _chain(self, x: Tensor, place: int, generator: torch.Generator) -> Tensor:
-        level = self._level(x)
-        restart = self.restart if level <= NOISY else self.restart / 2
-        for turn, sigma in enumerate(self._falling(max(restart, level)), place):
+        restart = 0.0 if self._noise_alone else self.restart
+        for turn, sigma in enumerate(self._falling(max(restart, self._level(x))), place):
             mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
-            x = self._fit(*self._measured(mean, generator, True), mean, self.doubt * std, generator)
+            y, noise = self._measured(mean, generator, drawn=True)
+            physics = self.posterior.likelihood.physics
+            x = condition(mean, self.doubt * std, y, physics, noise, generator, TOLERANCE)
         return x
 
     def _reverse(self, place: int, generator: torch.Generator) -> Tensor:
@@ -214,10 +225,8 @@ class DAPS:
         y = self.posterior.y
         return y.ndim == 4 and y.shape[1] == 3 and torch.equal(y[:, :2], y[:, 1:])
 
-    def _fit(
-        self, y: Tensor, sigma: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return condition(mean, std, y, self.posterior.likelihood.physics, sigma, generator)
+    def _fit(self, y: Tensor, sigma: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        return condition(mean, std, y, self.posterior.likelihood.physics, sigma)
 
 
 def _levels(first: float, last: float, count: int) -> list[float]:

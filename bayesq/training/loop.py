@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,10 +170,19 @@ class _Trainer:
         if self.settings.crop % model.multiple:
             raise TrainingError(f"the side of a crop must be a multiple of {model.multiple}, not {self.settings.crop}")
         self.model, self.average = model, copy.deepcopy(model).requires_grad_(False)
-        kernels = [parameter for parameter in model.parameters() if is_kernel(parameter)]
-        others = [parameter for parameter in model.parameters() if not is_kernel(parameter)]
         rate = self.settings.rate
-        self.optimisers = Muon(kernels, lr=rate), torch.optim.Adam(others, lr=rate, fused=True)
+        self.optimisers = (
+            Muon(self._groups(is_kernel), lr=rate),
+            torch.optim.Adam(self._groups(lambda parameter: not is_kernel(parameter)), lr=rate, fused=True),
+        )
+
+    def _groups(self, chosen: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+        """The chosen parameters, one group for each share of the learning rate."""
+        shares: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if chosen(parameter):
+                shares.setdefault(self.subject.rate_share(self.model, name), []).append(parameter)
+        return [{"params": parameters, "share": share} for share, parameters in shares.items()]
 
     def _generator(self) -> torch.Generator:
         place = (self.settings.seed << 40) + (self.progress.step << 12) + self.rank
@@ -186,7 +196,7 @@ class _Trainer:
         began, settings, generator = time.perf_counter(), self.settings, self._generator()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate(self.progress.step)
+                group["lr"] = group["share"] * settings.learning_rate(self.progress.step)
             optimiser.zero_grad()
         x = self.crops.draw(settings.batch, settings.crop, generator)
         loss = criterion(x, generator)

@@ -26,6 +26,8 @@ VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
 ERROR_WEIGHT = 0.1
 ERROR_FLOOR = 1e-4
+COARSER_RATE = 0.45
+"""What the learning rate is multiplied by from one size of maps to the next coarser."""
 
 
 class Subject(Protocol):
@@ -47,6 +49,10 @@ class Subject(Protocol):
 
     def sizes(self, model: Any) -> str:
         """Their sizes as JSON."""
+        ...
+
+    def rate_share(self, model: Any, name: str) -> float:
+        """What the learning rate of a parameter is multiplied by."""
         ...
 
     def start(self, model: Any, crops: Crops, generator: torch.Generator, count: int) -> None:
@@ -83,6 +89,9 @@ class CodecSubject:
         assert model.architecture
         return json.dumps(asdict(model.architecture))
 
+    def rate_share(self, model: Codec, name: str) -> float:
+        return 1.0
+
     def start(self, model: Codec, crops: Crops, generator: torch.Generator, count: int) -> None:
         initialise(model, crops, generator, count)
 
@@ -117,7 +126,11 @@ class _CodecLoss(nn.Module):
 
 @dataclass(frozen=True)
 class DenoiserSubject:
-    """A denoiser; its log has the mean PSNR at a few levels of noise, and minus the mean of those."""
+    """A denoiser; its log has the mean PSNR at a few levels of noise, and minus the mean of those.
+
+    What works on coarser maps sees fewer places of a crop, so its gradients are noisier. At the full learning rate that
+    noise drives its units to the side of their threshold where they pass little of it, and they stay there.
+    """
 
     network: Sizes = field(default_factory=Sizes)
     rich: ClassVar[bool] = False
@@ -130,6 +143,9 @@ class DenoiserSubject:
 
     def sizes(self, model: Denoiser) -> str:
         return json.dumps(asdict(model.sizes))
+
+    def rate_share(self, model: Denoiser, name: str) -> float:
+        return COARSER_RATE ** model.network.halvings(name.removeprefix("network."))
 
     def start(self, model: Denoiser, crops: Crops, generator: torch.Generator, count: int) -> None:
         """Nothing: the networks start at random."""
