@@ -10,7 +10,7 @@ from typing import ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
-from deepinv.physics import Denoising, LinearPhysics
+from deepinv.physics import Decolorize, Demosaicing, Denoising, Inpainting, LinearPhysics, StructuredRandom
 from torch import Tensor
 
 from bayesq import zoo
@@ -27,6 +27,8 @@ SYMMETRIES = 8
 STRIDE = 5
 """Coprime to ``SYMMETRIES``: neighbouring steps see the picture in orientations that are far apart."""
 NEARBY = 5
+PICKING = Inpainting, Demosaicing, Decolorize, StructuredRandom
+"""Operators that show part of the values, and those as they are."""
 TOLERANCE = 0.05
 """Of draws, in their deviations."""
 
@@ -82,10 +84,10 @@ class DAPS:
         denoiser: By default the shipped one.
         coarsest: σ at the start of the search, image units; at least the measurement's. By default 0.2, and 0.3 for
             operators of which ``initial_image`` knows no kind: what A⁺y leaves black takes longer to fill.
-        last: σ at the end of the search; by default half of the measurement's, at least 1/255, and all of it where
-            noise is all that is the matter. Where noise varies, its level is that of the mean precision.
+        last: σ at the end of the search; by default the measurement's, and half of it where pixels are missing; at
+            least 1/255. Where noise varies, its level is that of the mean precision.
         weight: How much the estimate counts in the search, as against the measurement. From 1/4 up no component of the
-            measurement's noise passes stronger than the denoiser is told; with less the search diverges at blurs.
+            measurement's noise passes stronger than the denoiser is told; with much less the search diverges at blurs.
         momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
         faint: The same where noise is all that is the matter.
         restart: σ at the start of a chain; at least the measurement's, and that where noise is all that is the matter.
@@ -103,7 +105,7 @@ class DAPS:
     denoiser: Denoiser = field(default_factory=zoo.denoiser)
     coarsest: float | None = None
     last: float | None = None
-    weight: float = 0.28
+    weight: float = 0.25
     momentum: float = 1.0
     faint: float = 0.03
     restart: float = 0.3
@@ -135,7 +137,7 @@ class DAPS:
         """One iteration; white noise alone takes a single one. The generator is used for grey measurements alone."""
         x, ahead, place = state.picture, state.ahead, state.count
         y, noise = self._measured(x, generator)
-        share = 1 if self._noise_alone else 0.5
+        share = 0.5 if isinstance(self.posterior.likelihood.physics, PICKING) else 1
         last = max(share * self._level(x), LEAST) if self.last is None else self.last
         first = self.coarsest or (0.2 if has_start(self.posterior.likelihood.physics) else 0.3)
         sigma = _levels(max(first, last), last, self.steps)[min(place, self.steps - 1)]
