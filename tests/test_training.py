@@ -23,10 +23,11 @@ from bayesq.networks.integer import IntegerConv
 from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.networks.transforms import Lapping
 from bayesq.training.data import Crops, find_pictures
+from bayesq.training.denoising import DenoisingLoss
 from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 from bayesq.training.start import basis_norms, best_lapping, initialise, inverse_lapping, principal_blocks
-from bayesq.training.subjects import COARSER_RATE, CodecSubject, DenoiserSubject, DenoisingLoss
+from bayesq.training.subjects import COARSER_RATE, CodecSubject, DenoiserSubject
 from bayesq.training.tables import fitted_tables
 
 TINY = Architecture(8, 4, (16, 16), (1, 1), (1, 1), 16, 4)

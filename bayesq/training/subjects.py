@@ -14,18 +14,17 @@ from torch import Tensor, nn
 
 from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import Codec
-from bayesq.denoiser import SIGMAS, SPREAD, Denoiser, Sizes
+from bayesq.denoiser import Denoiser, Sizes
 from bayesq.networks.rate import rate_weight
 from bayesq.runtime import bfloat16_is_fast
 from bayesq.training.data import Crops
+from bayesq.training.denoising import DenoisingLoss
 from bayesq.training.loss import RateDistortionLoss, draw_levels
 from bayesq.training.start import initialise
 from bayesq.training.tables import fitted_tables
 
 VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
-ERROR_WEIGHT = 0.1
-ERROR_FLOOR = 1e-4
 COARSER_RATE = 0.45
 """What the learning rate is multiplied by from one size of maps to the next coarser."""
 
@@ -165,33 +164,6 @@ class DenoiserSubject:
                 found.append(-10 * math.log10(float((model(x + noise, sigma / 255) - x).square().mean())))
             row[f"psnr_{sigma:g}"] = sum(found) / len(found)
         return {**row, "validation": -sum(row.values()) / len(row)}
-
-
-class DenoisingLoss(nn.Module):
-    """Log of the mean square error of each crop, and the likelihood of the errors under the deviations foretold.
-
-    The logarithm makes all levels of noise, and all crops, count alike, as their PSNR does. Errors in the likelihood
-    are taken as given, so that the mean is not drawn to what is easy to foretell.
-
-    Args:
-        denoiser: What is trained.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean loss of pictures ``(B, 3, H, W)``, each in noise of a level of its own."""
-        low, high = SIGMAS
-        places = (torch.arange(len(x)) + torch.rand(len(x), generator=generator)) / len(x)
-        sigma = low * (high / low) ** places
-        noise = sigma.view(-1, 1, 1, 1)
-        mean, std = self.denoiser.moments(x + noise * torch.randn(x.shape, generator=generator), sigma)
-        error, scale = (mean - x).square(), sigma.square() / (1 + (sigma / SPREAD).square())
-        relative = error.flatten(1).mean(1) / scale
-        surprise = (error.detach() / (2 * std.square()) + std.log()).flatten(1).mean(1) - scale.log() / 2
-        return ((relative + ERROR_FLOOR).log() + ERROR_WEIGHT * surprise).mean()
 
 
 SUBJECTS: dict[str, Subject] = {
