@@ -30,11 +30,13 @@ from bayesq.quality import LEVELS
 from bayesq.runtime import bfloat16_is_fast
 from bayesq.weights import pack, unpack
 
-FORMAT = "bayesq-denoiser-2"
+FORMAT = "bayesq-denoiser-3"
 SIGMAS = 0.004, 0.5
 """Levels of noise that the network is trained for, image units; beyond, it takes the nearer one."""
 SPREAD = 0.25
 """Deviation that values of pictures are reckoned to have, image units."""
+MOST = 8.0
+"""Times that the noise may be stronger or fainter than the doubt; beyond, it is taken as that."""
 BOUNDS = -5.0, 2.0
 """Logarithms of s / c_out between which deviations stay."""
 
@@ -75,17 +77,20 @@ class Denoiser(nn.Module):
         self.model_id = bytes(8)
         self.folder: Path | None = None
 
-    def forward(self, x: Tensor, sigma: float | Tensor, **_: object) -> Tensor:
+    def forward(self, x: Tensor, sigma: float | Tensor, noise: float | Tensor | None = None, **_: object) -> Tensor:
         """The mean of the pictures ``(B, 3, H, W)`` without their noise; arguments as for ``moments``."""
-        return self.moments(x, sigma)[0]
+        return self.moments(x, sigma, noise)[0]
 
-    def moments(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, sigma: float | Tensor, noise: float | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and deviation of pictures, given them in noise.
 
         Args:
             x: ``(B, 3, H, W)``, any size.
             sigma: The noise's standard deviation, image units, positive; one for all, ``(B,)``, or a map
                 ``(B, 1, H, W)``, which the network was not trained with and takes well where it varies slowly.
+            noise: For pictures that a search has made of a measurement, the deviation of the noise that came over,
+                which is coloured, one for all or ``(B,)``; sigma, no map, is how far on the search is then. By default,
+                white noise of deviation sigma.
 
         Returns:
             The mean ``(B, 3, H, W)``, not clipped, and the deviation ``(B, 1, H, W)`` of each of its pixels' values.
@@ -95,13 +100,17 @@ class Denoiser(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=x.dtype)
         sigma = F.pad(sigma, margins, mode="replicate") if sigma.ndim == 4 else sigma.expand(len(x))
         level = (LEVELS - 1) * ((sigma / SIGMAS[0]).log() / math.log(SIGMAS[1] / SIGMAS[0])).clamp(0, 1)
-        noise = sigma if sigma.ndim == 4 else sigma.view(-1, 1, 1, 1)
-        total = (noise.square() + SPREAD**2).sqrt()
+        share = torch.full((len(x),), (LEVELS - 1) / 2).to(x)
+        if noise is not None:
+            excess = (torch.as_tensor(noise, dtype=x.dtype) / sigma).log() / math.log(MOST)
+            share = share * (1 + excess.clamp(-1, 1))
+        spread = sigma if sigma.ndim == 4 else sigma.view(-1, 1, 1, 1)
+        total = (spread.square() + SPREAD**2).sqrt()
         padded = F.pad(x, margins, mode="replicate")
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.reduced and x.dtype == torch.float32):
-            found = self.network((padded - 0.5) / total, level)[..., :height, :width].to(x.dtype)
-        noise, total = (v[..., :height, :width] for v in (noise, total))
-        error = noise * SPREAD / total
+            found = self.network((padded - 0.5) / total, level, share)[..., :height, :width].to(x.dtype)
+        spread, total = (v[..., :height, :width] for v in (spread, total))
+        error = spread * SPREAD / total
         mean = 0.5 + (SPREAD / total).square() * (x - 0.5) + error * found[:, :3]
         return mean, error * (found[:, 3:] - 1).clamp(*BOUNDS).exp()
 

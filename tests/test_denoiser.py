@@ -63,6 +63,14 @@ def test_little_noise_leaves_the_picture(tiny):
     assert (mean - x).abs().max() < 1e-4 and std.max() < 1e-4
 
 
+def test_noise_that_is_all_of_the_doubt_is_white(photo):
+    noisy = photo + 0.05 * torch.randn(photo.shape, generator=generator())
+    for told in (0.05, torch.tensor([0.05])):
+        assert torch.allclose(zoo.denoiser()(noisy, 0.05, told), zoo.denoiser()(noisy, 0.05), atol=1e-5)
+    assert not torch.allclose(zoo.denoiser()(noisy, 0.05, 0.01), zoo.denoiser()(noisy, 0.05), atol=1e-2)
+    assert zoo.denoiser()(noisy, 0.05, 0.0).isfinite().all()
+
+
 @pytest.mark.parametrize(("sigma", "gain"), [(5 / 255, 3.0), (25 / 255, 8.0), (75 / 255, 11.0)])
 def test_the_shipped_one_denoises_and_knows_its_error(photo, sigma, gain):
     noisy = photo + sigma * torch.randn(photo.shape, generator=generator())

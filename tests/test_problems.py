@@ -56,6 +56,19 @@ def test_measurements_have_the_noise_they_say(name, crop):
 
 
 @pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("std", [0.02, 0.4])
+def test_the_noise_left_in_a_fit_is_known(name, std, crop):
+    """A fit is linear in estimate and measurement, so noise alone goes through it as it does beside a picture."""
+    problem = DRAWS[name](crop, generator())
+    clean = problem.apply(crop)
+    draws = []
+    for seed in range(6):
+        problem.y = clean + problem.sigma * torch.randn(clean.shape, generator=generator(seed), dtype=clean.dtype)
+        draws.append(problem.fit(crop, std) - crop)
+    assert torch.stack(draws).square().mean().sqrt() == pytest.approx(problem.noise(std), rel=0.06)
+
+
+@pytest.mark.parametrize("name", DRAWS)
 def test_a_first_estimate_is_nearer_than_grey(name, crop):
     problem = DRAWS[name](crop, generator())
     error = (problem.start() - crop).square().mean()
@@ -93,18 +106,18 @@ class Recording(torch.nn.Module):
         super().__init__()
         self.calls = []
 
-    def moments(self, x, sigma):
+    def moments(self, x, sigma, noise):
         self.calls.append((x, sigma, torch.is_grad_enabled()))
         return x, sigma.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
 
-    def forward(self, x, sigma):
-        return self.moments(x, sigma)[0]
+    def forward(self, x, sigma, noise):
+        return self.moments(x, sigma, noise)[0]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_search_asks_at_falling_levels(seed, crop):
     recording, problems = Recording(), [draw_problem(crop.float(), generator(k)) for k in range(3)]
-    level, asked = ask(recording, problems, generator(seed))
+    level, _, asked = ask(recording, problems, generator(seed))
     assert asked.shape == (3, *crop.shape) and asked.isfinite().all()
     levels = torch.stack([sigma for _, sigma, _ in recording.calls] + [level])
     assert (levels.diff(dim=0) <= 0).all() and (levels >= FINEST * 0.999).all()

@@ -105,14 +105,14 @@ class DAPS:
     denoiser: Denoiser = field(default_factory=zoo.denoiser)
     coarsest: float | None = None
     last: float | None = None
-    weight: float = 0.25
+    weight: float = 0.3
     momentum: float = 1.0
     faint: float = 0.03
     restart: float = 0.3
     finest: float = 0.01
     ratio: float = 3.2
     doubt: float = 1.5
-    default_steps: ClassVar[int] = 20
+    default_steps: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         if not self.takes(self.posterior.likelihood):

@@ -4,8 +4,9 @@
                        └─► fold 2 ─► … ─► ─┘
 
 Without normalisation, as DRUNet is (Zhang et al., "Plug-and-play image restoration with deep denoiser prior", 2021);
-the noise level scales and shifts the channels inside every block instead of being one more input. Without the shift
-the network would be homogeneous, and could not tell faint texture from noise by its strength.
+the noise level scales and shifts the channels inside every block instead of being one more input, and so does how
+much of the picture's doubt is noise. Without the shift the network would be homogeneous, and could not tell faint
+texture from noise by its strength.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ class Block(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.scale, self.shift = Interpolated(channels, 1.0), Interpolated(channels)
+        self.share_scale, self.share_shift = Interpolated(channels), Interpolated(channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         deviation = (2 / (9 * channels)) ** 0.5
         nn.init.normal_(self.first.weight, std=deviation)
         nn.init.normal_(self.second.weight, std=0.2 * deviation)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        return x + self.second(leaky_relu(torch.addcmul(self.shift(level), self.first(x), self.scale(level))))
+    def forward(self, x: Tensor, level: Tensor, share: Tensor) -> Tensor:
+        shift, scale = self.shift(level) + self.share_shift(share), self.scale(level) + self.share_scale(share)
+        return x + self.second(leaky_relu(torch.addcmul(shift, self.first(x), scale)))
 
 
 class UNet(nn.Module):
@@ -67,21 +70,21 @@ class UNet(nn.Module):
             return 0
         return len(self.down) if part == "middle" else int(place) + (part in ("shrink", "grow"))
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        """Maps for pictures at levels in 0…255, between which modulations are interpolated.
+    def forward(self, x: Tensor, level: Tensor, share: Tensor) -> Tensor:
+        """Maps for pictures at levels and shares of noise in 0…255, between which modulations are interpolated.
 
-        Levels are ``(B,)``, or ``(B, 1, H, W)`` where they vary over the picture.
+        Levels are ``(B,)``, or ``(B, 1, H, W)`` where they vary over the picture; shares are ``(B,)``.
         """
         x, level = precisely(self.stem, fold(x, 2)), _halved(level)
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
-            x = _through(blocks, x, level)
+            x = _through(blocks, x, level, share)
             skips.append((x, level))
             x, level = shrink(fold(x, 2)), _halved(level)
-        x = _through(self.middle, x, level)
+        x = _through(self.middle, x, level, share)
         for blocks, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             skip, level = skips.pop()
-            x = _through(blocks, unfold(grow(x), 2) + skip, level)
+            x = _through(blocks, unfold(grow(x), 2) + skip, level, share)
         return F.pixel_shuffle(self.head(x), 2)
 
 
@@ -89,7 +92,7 @@ def _halved(level: Tensor) -> Tensor:
     return F.avg_pool2d(level, 2) if level.ndim == 4 else level
 
 
-def _through(blocks: nn.ModuleList, x: Tensor, level: Tensor) -> Tensor:
+def _through(blocks: nn.ModuleList, x: Tensor, level: Tensor, share: Tensor) -> Tensor:
     for block in blocks:
-        x = block(x, level)
+        x = block(x, level, share)
     return x

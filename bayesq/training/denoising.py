@@ -23,6 +23,9 @@ class DenoisingLoss(nn.Module):
     a denoiser about is not: noise that a kernel has let through is coloured, and what it has taken away is missing. So
     the others are what such a search, of the denoiser as it is, would ask next. That is to the search what Ross et al.,
     "A reduction of imitation learning and structured prediction to no-regret online learning", 2011, is to imitation.
+    These come with the deviation of the noise left in them, so that the denoiser can tell them from white noise. A
+    search gains most by what they teach when it asks as if its noise were white, as ``DAPS`` does: told otherwise, the
+    denoiser gives the best guess at once, and steps after that add less.
 
     The logarithm makes all levels of noise, and all crops, count alike, as their PSNR does. Errors in the likelihood,
     which is of white noise only, are taken as given, so that the mean is not drawn to what is easy to foretell.
@@ -42,11 +45,12 @@ class DenoisingLoss(nn.Module):
         places = (torch.arange(white) + torch.rand(white, generator=generator)) / white
         sigma = low * (high / low) ** places
         noisy = x[:white] + sigma.view(-1, 1, 1, 1) * torch.randn(x[:white].shape, generator=generator)
+        noise = sigma
         if white < len(x):
             problems = [draw_problem(crop, generator) for crop in x[white:]]
-            level, asked = ask(self.denoiser, problems, generator)
-            noisy, sigma = torch.cat([noisy, asked]), torch.cat([sigma, level])
-        mean, std = self.denoiser.moments(noisy, sigma)
+            level, left, asked = ask(self.denoiser, problems, generator)
+            noisy, sigma, noise = torch.cat([noisy, asked]), torch.cat([sigma, level]), torch.cat([sigma, left])
+        mean, std = self.denoiser.moments(noisy, sigma, noise)
         error, scale = (mean - x).square(), sigma.square() / (1 + (sigma / SPREAD).square())
         relative = error.flatten(1).mean(1) / scale
         foretold = error[:white].detach() / (2 * std[:white].square()) + std[:white].log()
@@ -55,8 +59,8 @@ class DenoisingLoss(nn.Module):
 
 
 @torch.no_grad()
-def ask(denoiser: Denoiser, problems: list[Problem], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Levels ``(B,)`` and pictures ``(B, 3, H, W)`` that a search would ask a denoiser about.
+def ask(denoiser: Denoiser, problems: list[Problem], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels ``(B,)``, deviations of noise ``(B,)`` and pictures ``(B, 3, H, W)`` that a search would ask about.
 
     Half of the time those of its last step, else those of any. Number of steps, weight and momentum, as ``DAPS`` has
     them, are drawn too.
@@ -72,7 +76,8 @@ def ask(denoiser: Denoiser, problems: list[Problem], generator: torch.Generator)
         level = first * (last / first) ** (progress * place / max(1, count))
         stds = (level / weight**0.5).tolist()
         asked = torch.stack([problem.fit(x, std) for problem, x, std in zip(problems, ahead, stds, strict=True)])
+        noise = torch.tensor([problem.noise(std) for problem, std in zip(problems, stds, strict=True)])
         if place < count:
-            picture = denoiser(asked, level)
+            picture = denoiser(asked, level, noise)
             ahead = picture + draws[3] * (1 - progress * (place + 1) / (count + 1)) * (picture - ahead)
-    return level, asked
+    return level, noise, asked

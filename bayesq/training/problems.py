@@ -39,6 +39,10 @@ class Problem(Protocol):
         """The mean of p(x | y) where x ~ N(mean, std²)."""
         ...
 
+    def noise(self, std: float) -> float:
+        """Root mean square of the measurement's noise in what fits it."""
+        ...
+
 
 @dataclass
 class Reduced:
@@ -74,6 +78,11 @@ class Reduced:
         residual = torch.fft.fft2(self.y - self.apply(mean)) / precision
         return mean + torch.fft.ifft2(self.response.conj() * residual.repeat(1, self.factor, self.factor)).real
 
+    def noise(self, std: float) -> float:
+        power = self._folded(self.response.abs().square())
+        gain = power / (power + (self.sigma / std) ** 2).square()
+        return self.sigma * float(gain.mean()) ** 0.5 / self.factor
+
     def _folded(self, spectrum: Tensor) -> Tensor:
         """The spectrum once only every ``factor``-th value is kept."""
         *_, height, width = spectrum.shape
@@ -102,6 +111,9 @@ class Masked:
 
     def fit(self, mean: Tensor, std: float) -> Tensor:
         return torch.lerp(mean, self.y, self.mask / (1 + (self.sigma / std) ** 2))
+
+    def noise(self, std: float) -> float:
+        return self.sigma * float(self.mask.mean()) ** 0.5 / (1 + (self.sigma / std) ** 2)
 
 
 def draw_problem(x: Tensor, generator: torch.Generator) -> Problem:
