@@ -17,8 +17,8 @@ class Architecture:
     Attributes:
         latents: Channels of z, even.
         hyper: Channels of h.
-        widths: Channels of g_a and g_s at 1/8 and 1/16 of the picture's size.
-        analysis_depths, synthesis_depths: Residual blocks at those sizes.
+        widths: Channels of g_s at 1/8 and 1/16 of the picture's size.
+        depths: Its residual blocks at those sizes.
         prior_width: Hidden channels of the prior's networks.
         leading: Channels of z that are coded first, a multiple of 4.
         certain: At table indexes below this a code is 0 by definition. At 7 it would be another once in 2000 times; a
@@ -28,8 +28,7 @@ class Architecture:
     latents: int = 448
     hyper: int = 64
     widths: tuple[int, int] = (192, 320)
-    analysis_depths: tuple[int, int] = (3, 3)
-    synthesis_depths: tuple[int, int] = (5, 3)
+    depths: tuple[int, int] = (5, 3)
     prior_width: int = 128
     leading: int = 64
     certain: int = 7
@@ -51,8 +50,7 @@ ARCHITECTURES = {
         latents=320,
         hyper=48,
         widths=(128, 192),
-        analysis_depths=(2, 2),
-        synthesis_depths=(3, 2),
+        depths=(3, 2),
         prior_width=64,
         leading=48,
     ),

@@ -55,8 +55,8 @@ class Codec(nn.Module):
         architecture: What ``save`` needs to know to rebuild the networks; None for foreign models.
     """
 
-    margin = 2
-    """Latents around a tile that g_a and g_s see with it: others do not move a pixel by 0.01 of an 8-bit step."""
+    margin = 3
+    """Latents around a tile that g_a and g_s see with it: others do not move a pixel by 0.25 of an 8-bit step."""
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ class Codec(nn.Module):
         a = architecture
         prior = Hyperprior(a.latents, a.leading, a.hyper, a.prior_width, a.certain)
         codec = cls(
-            Analysis(a.latents, a.widths, a.analysis_depths),
-            Synthesis(a.latents, a.widths, a.synthesis_depths),
+            Analysis(a.latents),
+            Synthesis(a.latents, a.widths, a.depths),
             prior,
             reduction=BLOCK,
             multiple=BLOCK * prior.stride,

@@ -64,6 +64,24 @@ class Clamp(torch.autograd.Function):
         return gradient.masked_fill(blocked, 0), None, None
 
 
+class LeakyClamp(torch.autograd.Function):
+    """Clamps to [low, high]; outside, a tenth of every gradient passes.
+
+    For hidden units. Gradients that only lead back into the range would drive all units there for good, and a network
+    whose units never leave it is linear.
+    """
+
+    @staticmethod
+    def forward(ctx, value: Tensor, low: float, high: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward((value < low) | (value > high))
+        return value.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
+        (outside,) = ctx.saved_tensors
+        return torch.where(outside, 0.1 * gradient, gradient), None, None
+
+
 @dataclass(frozen=True)
 class Lattice:
     """The uniform lattice ``offset + step · k``, k any integer.

@@ -21,7 +21,7 @@ def tiny_codec():
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        codec = Codec.build(Architecture(24, 8, (16, 16), (1, 1), (1, 1), 16, 8))
+        codec = Codec.build(Architecture(24, 8, (16, 16), (1, 1), 16, 8))
     initialise(codec, Crops(sorted(data_dir().glob("*.png"))), torch.Generator().manual_seed(0), 64)
     return codec.eval().requires_grad_(False)
 

@@ -16,7 +16,7 @@ from bayesq.cli import main
 from bayesq.codec import Codec
 from bayesq.resources import data_dir
 
-SMALL = Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)
+SMALL = Architecture(8, 4, (8, 8), (1, 1), 8, 4)
 
 
 @pytest.fixture(scope="module")

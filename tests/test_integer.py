@@ -230,6 +230,15 @@ def test_gradients_at_the_clamps_lead_back_only(trainable):
     assert torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0
 
 
+def test_gradients_reach_hidden_units_on_both_sides_of_their_thresholds(trainable):
+    trainable.low, trainable.high = 0, INPUT_MAX
+    x, level = inputs()
+    output = trainable(x, level)
+    pushed = torch.ones_like(output)
+    gradients = [torch.autograd.grad(output, trainable.bias.anchors, s * pushed, retain_graph=True)[0] for s in (1, -1)]
+    assert (output == 0).float().mean() > 0.2 and torch.equal(gradients[0], -gradients[1])
+
+
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e4])
 def test_any_trained_weights_can_be_exported(size):
     with torch.random.fork_rng():

@@ -10,7 +10,7 @@ from bayesq.codec import Codec
 from bayesq.interop.deepinv import CodecDenoiser, CodingDenoiser, PosteriorReconstructor
 from bayesq.restore import restore
 
-TINY = Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)
+TINY = Architecture(8, 4, (8, 8), (1, 1), 8, 4)
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,7 @@ SENSITIVITIES = [relevance, traces, one_at_a_time, propagated_relevance, activat
 
 @pytest.mark.parametrize("sensitivity", SENSITIVITIES)
 def test_harm_falls_with_bits(base, drafts, data, sensitivity):
-    few = {name: drafts[name] for name in ("analysis.linear", "analysis.head", "synthesis.linear")}
+    few = {name: drafts[name] for name in ("analysis.linear", "synthesis.head", "synthesis.linear")}
     harm = sensitivity(base, few, [Affine(2), Affine(5), Affine(12)], LEAST_HARM, data.batch())
     assert harm.shape == (3, 3) and (harm >= 0).all()
     assert (harm[[0, 2], 0] > harm[[0, 2], 2]).all() and harm.sum(0)[1] < harm.sum(0)[0]
@@ -271,7 +271,7 @@ def test_gates_have_a_law_over_formats():
 
 
 def test_gates_close_where_bits_cost_more_and_stay_open_where_they_are_needed(base, drafts, data):
-    few = {name: drafts[name] for name in ("analysis.linear", "analysis.head", "synthesis.linear")}
+    few = {name: drafts[name] for name in ("analysis.linear", "synthesis.head", "synthesis.linear")}
     formats = [Affine(6), Affine(2), Affine(4)]
     bits = np.array([form.width for form in formats])
     means = []
@@ -365,7 +365,7 @@ def test_budgets_are_kept(made, base):
 def test_eight_bits_lose_little(base, data):
     result = quantize(base, RECIPES["w8a8"], data)
     assert result.loss_after < 1.01 * result.loss_before
-    assert cost(result.codec).operations < 0.25 * cost(base).operations
+    assert cost(result.codec).operations < 0.3 * cost(base).operations
 
 
 def test_bit_operations_have_a_budget_too(base, data):

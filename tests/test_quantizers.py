@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bayesq.quantizers import Clamp, DeadZone, Lattice, Levels
+from bayesq.quantizers import Clamp, DeadZone, Lattice, LeakyClamp, Levels
 
 QUANTIZERS = {
     "integers": Lattice(),
@@ -93,3 +93,11 @@ def test_clamp_blocks_only_gradients_that_lead_outwards():
     assert clamped.tolist() == [0, 0, 0.5, 0.5, 1, 1]
     clamped.backward(torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]))
     assert values.grad.tolist() == [0, -1, 1, -1, 1, 0]
+
+
+def test_leaky_clamp_weakens_gradients_outside_whichever_way_they_lead():
+    values = torch.tensor([-2.0, -2.0, 0.0, 0.5, 0.5, 1.0, 3.0, 3.0], requires_grad=True)
+    clamped = LeakyClamp.apply(values, 0, 1)
+    assert clamped.tolist() == [0, 0, 0, 0.5, 0.5, 1, 1, 1]
+    clamped.backward(torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, -1.0, 1.0, -1.0]))
+    torch.testing.assert_close(values.grad, torch.tensor([0.1, -0.1, 1, 1, -1, -1, 0.1, -0.1]))

@@ -30,7 +30,7 @@ from bayesq.training.start import basis_norms, best_lapping, initialise, inverse
 from bayesq.training.subjects import COARSER_RATE, CodecSubject, DenoiserSubject
 from bayesq.training.tables import fitted_tables
 
-TINY = Architecture(8, 4, (16, 16), (1, 1), (1, 1), 16, 4)
+TINY = Architecture(8, 4, (16, 16), (1, 1), 16, 4)
 SUBJECTS = {"codec": CodecSubject(TINY), "denoiser": DenoiserSubject(Sizes((8, 16), 1, 1))}
 SETTINGS = Settings(steps=30, batch=2, crop=32, rate=1e-3, warmup=5, every=10, start=64)
 KILLED_RUN = """

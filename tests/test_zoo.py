@@ -4,11 +4,13 @@ import hashlib
 import json
 
 import pytest
+import torch
 
 from bayesq import files, zoo
 from bayesq.calibration import of_model
 from bayesq.errors import ModelError
 from bayesq.io import read_image, to_tensor
+from bayesq.networks.integer import INPUT_MAX, IntegerConv
 from bayesq.resources import data_dir, models_dir
 
 
@@ -49,7 +51,10 @@ def test_shipped_models_have_cards_and_calibrations(entry):
     assert of_model(model) is not None
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in zoo.manifest() if entry.kind == "codec"])
+CODECS = [entry.name for entry in zoo.manifest() if entry.kind == "codec"]
+
+
+@pytest.mark.parametrize("name", CODECS)
 def test_shipped_codecs_code(name):
     codec = zoo.load(name)
     image = read_image(data_dir() / "coffee.png").crop((200, 100, 328, 196))
@@ -57,6 +62,34 @@ def test_shipped_codecs_code(name):
     error = to_tensor(files.decode(data)) - to_tensor(image)
     assert 8 * len(data) < 2 * image.width * image.height
     assert -10 * error.square().mean().log10() > 32
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_hidden_units_of_shipped_codecs_cross_their_thresholds(name):
+    """Those that never do make a network linear. In training they all end so unless something keeps them from it."""
+    codec, shares = zoo.load(name), {}
+
+    def listen(layer):
+        def hook(_module, _inputs, output):
+            shares.setdefault(layer, []).append((output > 0).float().mean((0, 2, 3)))
+
+        return hook
+
+    hidden = {
+        name: layer
+        for name, layer in codec.named_modules()
+        if name.endswith(".spatial") or (isinstance(layer, IntegerConv) and (layer.low, layer.high) == (0, INPUT_MAX))
+    }
+    for layer in hidden.values():
+        layer.register_forward_hook(listen(layer))
+    for photo in ("coffee.png", "chelsea.png"):
+        x = to_tensor(read_image(data_dir() / photo).crop((0, 0, 256, 256)))
+        for level in (30, 120, 210):
+            codec.reconstruct(x, level)
+    assert len(hidden) > 10
+    for layer, found in shares.items():
+        share = torch.stack(found).mean(0)
+        assert ((share > 0.001) & (share < 0.999)).float().mean() > 0.6, layer
 
 
 def test_find(shelf):
@@ -116,3 +149,16 @@ def test_shared_models_follow_their_file(tiny_codec, tmp_path):
     other.prior.laws.indexes[0].bias += 1
     other.save(path)
     assert zoo.shared(str(path)).model_id != first.model_id
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+@pytest.mark.parametrize("name", CODECS)
+def test_latents_beyond_the_margin_hardly_move_a_pixel(name, level):
+    codec, levels = zoo.load(name), torch.tensor([level])
+    x = to_tensor(read_image(data_dir() / "astronaut.png").crop((100, 0, 356, 256)))
+    z, unit = codec.analysis(x, levels).round(), codec.reduction
+    first, last, reach = 6, 10, codec.margin
+    seen = slice(first - reach, last + reach)
+    whole, part = codec.synthesis(z, levels), codec.synthesis(z[..., seen, seen], levels)
+    inner, outer = slice(reach * unit, (reach + last - first) * unit), slice(first * unit, last * unit)
+    assert 255 * (part[..., inner, inner] - whole[..., outer, outer]).abs().max() < 0.25

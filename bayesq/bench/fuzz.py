@@ -76,7 +76,7 @@ def tiny_codec() -> Codec:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Codec.build(Architecture(8, 4, (8, 8), (1, 1), (1, 1), 8, 4)).exported()
+        return Codec.build(Architecture(8, 4, (8, 8), (1, 1), 8, 4)).exported()
 
 
 def run(

@@ -232,10 +232,7 @@ def _gain(g: _Graph, log_gain: Interpolated, x: str, level: str) -> str:
 
 def _analysis(g: _Graph, a: Analysis, x: str, level: str) -> str:
     x = _lapping(g, a.lapping, g("Sub", x, g.constant(0.5)))
-    features = _stack(g, a.fine, _conv(g, a.stem, _fold(g, x, 8)), level)
-    features = _stack(g, a.coarse, _conv(g, a.down, _fold(g, features, 2)), level)
-    latent = g("Add", _conv(g, a.linear, _fold(g, x, BLOCK)), _conv(g, a.head, features))
-    return _gain(g, a.log_gain, latent, level)
+    return _gain(g, a.log_gain, _conv(g, a.linear, _fold(g, x, BLOCK)), level)
 
 
 def _synthesis(g: _Graph, s: Synthesis, z: str, level: str) -> str:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from bayesq.errors import ModelError
 from bayesq.networks.rate import LEVELS, Interpolated
-from bayesq.quantizers import Clamp, StraightThrough
+from bayesq.quantizers import Clamp, LeakyClamp, StraightThrough
 
 SHIFT = 20
 INPUT_MAX = 255
@@ -94,7 +94,8 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     if not real.requires_grad:
         return real.floor_().clamp_(low, high).float().movedim(-1, 1)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
-    return Clamp.apply(rounded, low, high).float().movedim(-1, 1)
+    hidden = (low, high) == (0, INPUT_MAX)
+    return (LeakyClamp if hidden else Clamp).apply(rounded, low, high).float().movedim(-1, 1)
 
 
 @cache

@@ -1,12 +1,15 @@
-"""Analysis g_a and synthesis g_s: a linear lapped transform in parallel with residual convolutions.
+"""Analysis g_a, a linear lapped transform, and synthesis g_s, its like in parallel with residual convolutions.
 
-The picture is folded to 1/8 of its size (pixel unshuffle) before the first convolution, so that all arithmetic is on
-few, wide pixels, which a CPU likes best. The linear branch starts as the principal components of 16×16 blocks, lapped
-by a filter across their borders: the codec compresses from its first step, and the convolutions learn what a linear
-transform cannot do.
+Both linear transforms start as the principal components of 16×16 blocks, lapped by a filter across their borders: the
+codec compresses from its first step, and the convolutions learn what a linear transform cannot do. They work at 1/16
+and 1/8 of the picture's size, so that all arithmetic is on few, wide pixels, which a CPU likes best.
 
-      x ─► lap ─► fold 8 ─► blocks ─► fold 2 ─► blocks ─►┐
-            └───► 16×16 block components ───────────────► + ─► · gain(level) ─► z          (g_s mirrors it)
+      x ─► lap ─► 16×16 block components ─► · gain(level) ─► z
+      z ─► · gain(level) ─► 16×16 blocks ──────────────────────────────────► + ─► lap ─► x
+                     └───► blocks ─► unfold 2 ─► blocks ─► unfold 8 ───────►┘
+
+The analysis has no convolutions since they learn next to nothing there: six blocks, trained for 40,000 steps, gave 0.1
+to 0.2 % of the power of z, and without them the loss was 0.3 % larger before any step to make up for it.
 """
 
 from __future__ import annotations
@@ -117,27 +120,17 @@ class Analysis(nn.Module):
 
     Args:
         latents: M, latent channels.
-        widths: Channels at 1/8 and at 1/16.
-        depths: Blocks at 1/8 and at 1/16.
     """
 
-    def __init__(self, latents: int, widths: tuple[int, int], depths: tuple[int, int]) -> None:
+    def __init__(self, latents: int) -> None:
         super().__init__()
-        fine, coarse = widths
         self.lapping = Lapping()
-        self.linear = nn.Conv2d(3 * BLOCK**2, latents, 1, bias=False)
-        self.stem = nn.Conv2d(3 * 64, fine, 1)
-        self.fine = Stack(fine, depths[0])
-        self.down = nn.Conv2d(4 * fine, coarse, 1)
-        self.coarse = Stack(coarse, depths[1])
-        self.head = nn.Conv2d(coarse, latents, 1)
+        self.linear = nn.Conv2d(3 * BLOCK**2, latents, 1)
         self.log_gain = Interpolated(latents)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        x = self.lapping(x - 0.5)
-        features = self.fine(self.stem(patches(x, 8)), level)
-        features = self.coarse(self.down(fold(features, 2)), level)
-        return (precisely(self.linear, patches(x, BLOCK)) + self.head(features)) * torch.exp(self.log_gain(level))
+        blocks = patches(self.lapping(x - 0.5), BLOCK)
+        return precisely(self.linear, blocks) * torch.exp(self.log_gain(level))
 
 
 class Synthesis(nn.Module):

@@ -13,7 +13,9 @@ ERROR_FLOOR = 1e-4
 COARSEST, FINEST = 0.2, 1 / 255
 """Levels of noise between which a search goes, image units; it starts and ends no lower than the measurement's."""
 STEPS = 3, 6
+"""How many a search takes here: fewer than it will, so that asking costs less than learning."""
 WEIGHTS = 0.25, 0.5
+"""Between which the weight of its regularisation is drawn."""
 
 
 class DenoisingLoss(nn.Module):

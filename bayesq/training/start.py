@@ -98,10 +98,10 @@ def initialise(codec: Codec, crops: Crops, generator: torch.Generator, count: in
     lapped = codec.analysis.lapping(pictures - 0.5)
     components, variances = principal_blocks(lapped, codec.architecture.latents)
     codec.analysis.linear.weight.copy_(components[:, :, None, None])
+    codec.analysis.linear.bias.zero_()
     codec.synthesis.linear.weight.copy_(components.T[:, :, None, None])
-    for network in (codec.analysis, codec.synthesis):
-        network.head.weight.mul_(0.1)
-        network.head.bias.zero_()
+    codec.synthesis.head.weight.mul_(0.1)
+    codec.synthesis.head.bias.zero_()
 
     levels = torch.linspace(0, LEVELS - 1, ANCHORS)
     log_gains = (

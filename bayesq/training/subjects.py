@@ -26,7 +26,11 @@ from bayesq.training.tables import fitted_tables
 VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
 COARSER_RATE = 0.45
-"""What the learning rate is multiplied by from one size of maps to the next coarser."""
+"""What the learning rate is multiplied by from one size of maps to the next coarser.
+
+What works on coarser maps sees fewer places of a crop, so its gradients are noisier. At the full learning rate that
+noise drives its units to the side of their threshold where they pass little of it, and they stay there.
+"""
 
 
 class Subject(Protocol):
@@ -89,7 +93,7 @@ class CodecSubject:
         return json.dumps(asdict(model.architecture))
 
     def rate_share(self, model: Codec, name: str) -> float:
-        return 1.0
+        return COARSER_RATE if name.startswith("synthesis.coarse.") else 1.0
 
     def start(self, model: Codec, crops: Crops, generator: torch.Generator, count: int) -> None:
         initialise(model, crops, generator, count)
@@ -125,11 +129,7 @@ class _CodecLoss(nn.Module):
 
 @dataclass(frozen=True)
 class DenoiserSubject:
-    """A denoiser; its log has the mean PSNR at a few levels of noise, and minus the mean of those.
-
-    What works on coarser maps sees fewer places of a crop, so its gradients are noisier. At the full learning rate that
-    noise drives its units to the side of their threshold where they pass little of it, and they stay there.
-    """
+    """A denoiser; its log has the mean PSNR at a few levels of noise, and minus the mean of those."""
 
     network: Sizes = field(default_factory=Sizes)
     rich: ClassVar[bool] = False
