@@ -1,7 +1,7 @@
 """A start that already compresses: principal components, analytic gains, and measured scales.
 
 - The lapping across block borders is that of largest coding gain for the pictures' covariance along rows and columns.
-- g_a's linear branch projects the lapped 16×16 blocks on their principal components, g_s's is the transpose.
+- g_a projects the lapped 16×16 blocks on their principal components, g_s's linear branch is the transpose.
 - Gains are 1/Δ, the inverse of the step that is optimal at high rate (``high_rate_step``), over the norm of what a
   latent of 1 adds to the picture.
 - h starts as the principal components of the latents' log-energies, and the scale network's direct path from h as
