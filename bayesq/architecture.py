@@ -6,9 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-CERTAIN_BEFORE = 3
-"""What ``certain`` is of models that do not tell."""
-
 
 @dataclass(frozen=True)
 class Architecture:
@@ -39,7 +36,6 @@ class Architecture:
         sizes = json.loads(text)
         if not isinstance(sizes, dict):
             raise TypeError("the architecture is not a JSON object")
-        sizes = {"certain": CERTAIN_BEFORE} | sizes
         fields: dict[str, Any] = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
         return cls(**fields)
 

@@ -83,7 +83,7 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
         weight: ``(O, I, k, k)`` float32 or int8 holding integers in ±127; k odd, zero padding keeps the size.
         multiplier: ``(O,)`` float64 holding positive integers.
         bias: ``(B, O, 1, 1)`` float64 holding integers.
-        low, high: Output range.
+        low, high: Output range; 0 and 255 are those of hidden units, whose gradients pass ``LeakyClamp``.
 
     Returns:
         ``(B, O, h, w)`` float32 holding integers in [low, high].
