@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save as safetensors_bytes
 from skimage.data import astronaut
 
 from bayesq import bitstream, files, rates, tiling
-from bayesq.architecture import Architecture
+from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import FORMAT, Codec
 from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.hyperprior import WAYS
@@ -246,5 +247,7 @@ def test_codes_are_zero_and_free_at_the_smallest_indexes(codec):
     assert any(here.any() and symbols.any() for here, symbols in zip(free, coded.symbols, strict=True))
 
 
-def test_models_that_do_not_tell_what_is_certain_are_older_ones():
-    assert Architecture.from_json("{}") == Architecture()
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_sizes_survive_json(name):
+    sizes = ARCHITECTURES[name]
+    assert Architecture.from_json(json.dumps(asdict(sizes))) == sizes
