@@ -1,12 +1,15 @@
 """``bayesq quantize`` and ``bayesq bench quantize``, as a user runs them."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
 
 from bayesq.bench.quantize import front
+from bayesq.calibration import FILE, Calibration, Problem, of_model
 from bayesq.cli import main
+from bayesq.codec import Codec
 from bayesq.resources import data_dir
 
 
@@ -36,6 +39,18 @@ def test_a_quantised_model_codes_like_any_other(small_codec_path, photo, tmp_pat
         assert image.size == (96, 96)
     assert main(["quantize", str(out), str(tmp_path / "again"), "--quiet"]) == 1
     assert "quantised already" in capsys.readouterr().err
+
+
+def test_a_calibration_goes_with_the_files(small_codec_path, tmp_path):
+    model = tmp_path / "model" / "weights.safetensors"
+    model.parent.mkdir()
+    shutil.copy(small_codec_path, model)
+    found = Calibration(Codec.load(model).model_id.hex(), (Problem("denoise", 0.0, -3.0),), (1.5,), (0.2,))
+    found.save(model.parent / FILE)
+    for recipe, kept in (("w8a8", True), ("mixed5", False)):
+        out = tmp_path / recipe
+        assert main(["quantize", str(model), str(out), "--recipe", recipe, "--crops", "2", "--quiet"]) == 0
+        assert (of_model(Codec.load(out / "weights.safetensors")) == found) == (out / FILE).exists() == kept
 
 
 def test_budgets_and_recipes_are_checked(small_codec_path, tmp_path, capsys):

@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from bayesq import zoo
+    from bayesq import calibration, zoo
     from bayesq.quantization import Calibration, card, quantize, recipe_called
     from bayesq.resources import data_dir
 
@@ -69,9 +69,14 @@ def run(args: argparse.Namespace) -> int:
     result = quantize(codec, recipe, data, **budgets, progress=not args.quiet)
     args.output.mkdir(parents=True, exist_ok=True)
     result.codec.save(weights)
-    text = card.write(result, args.recipe, codec, zoo.load(str(weights)), weights.stat().st_size)
+    made = zoo.load(str(weights))
+    text = card.write(result, args.recipe, codec, made, weights.stat().st_size)
     common.write(str(args.output / "card.md"), text.encode())
     common.say(args, f"wrote {weights}")
+    known = calibration.of_model(codec)
+    if known is not None and made.model_id == codec.model_id:
+        known.save(args.output / calibration.FILE)
+        common.say(args, f"wrote {args.output / calibration.FILE}, that of {codec.name}")
     if export is not None:
         for path in export(result.codec, args.output):
             common.say(args, f"wrote {path}")

@@ -58,11 +58,11 @@ class Tuning:
         weights: Whether weights, their scales and biases learn too, not only the steps and zero points of inputs.
     """
 
-    steps: int = 60
+    steps: int = 400
     block_steps: int = 0
     batch: int = 8
     crop: int = 128
-    rate: float = 0.001
+    rate: float = 0.01
     distillation: float = 0.5
     sharpness: float | None = None
     weights: bool = True
@@ -131,6 +131,7 @@ A8 = (("*.linear", 16), ("synthesis.stem", 16), ("*", 8))
 """Eight bits but where pixels and latents come in, whose own precision is finer than that."""
 FINE = (("*.linear", Affine(12)),)
 """The linear branches, whose weights are all that stands between latents and pixels."""
+SMOOTH = Smooth(0.5)
 INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8, 10, 12))
 
 MIXED = Recipe(
@@ -138,6 +139,7 @@ MIXED = Recipe(
     EVERYTHING,
     kept=(("synthesis.linear", Affine(9)),),
     inputs=A8,
+    shapes=(SMOOTH,),
     harm=sensitivity.relevance,
     rounding=GPTQ(),
 )
@@ -145,7 +147,7 @@ MIXED = Recipe(
 
 RECIPES: dict[str, Recipe] = {
     "w8": Recipe(kept=FINE),
-    "w8a8": Recipe(kept=FINE, inputs=A8),
+    "w8a8": Recipe(kept=FINE, inputs=A8, shapes=(SMOOTH,), rounding=GPTQ()),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.5))),
     "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),

@@ -148,7 +148,7 @@ def _train(
         groups += [{"params": [p.requires_grad_()], "lr": rate} for p, rate in rates.items() if p is not None]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 10) * (1 - step / max(steps, 1)) ** 0.5
+        optimiser, lambda step: min(1, (step + 1) / 10) * (1 - step / max(steps, 1))
     )
     with torch.enable_grad():
         for _ in range(steps):
