@@ -26,7 +26,7 @@ from bayesq.networks.integer import TrainableIntegerConv, convert_layers
 from bayesq.networks.passes import merge, part, passes_over
 from bayesq.networks.rate import Interpolated
 from bayesq.networks.scale import HYPER_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
-from bayesq.networks.transforms import leaky_relu, precisely
+from bayesq.networks.transforms import Pointwise, leaky_relu, precisely
 from bayesq.prior import Walk
 
 TABLE_RADIUS = 512
@@ -48,10 +48,10 @@ class HyperAnalysis(nn.Module):
 
     def __init__(self, latents: int, hyper: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Conv2d(latents, hyper, 1, bias=False)
+        self.linear = Pointwise(latents, hyper, bias=False)
         self.shift = Interpolated(hyper)
-        self.inlet = nn.Conv2d(2 * latents, width, 1)
-        self.down = nn.Conv2d(4 * width, width, 1)
+        self.inlet = Pointwise(2 * latents, width)
+        self.down = Pointwise(4 * width, width)
         self.head = nn.Conv2d(width, hyper, 3, padding=1)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.normal_(self.head.weight, std=0.02 / (9 * width) ** 0.5)

@@ -15,6 +15,7 @@ from bayesq.codec import FORMAT, Codec
 from bayesq.errors import BitstreamError, ImageError, ModelError
 from bayesq.hyperprior import WAYS
 from bayesq.io import to_image
+from bayesq.networks.transforms import Pointwise
 from bayesq.prior import decode, drive
 
 SIZES = [(1, 1), (1, 40), (16, 16), (31, 33), (70, 45)]
@@ -251,3 +252,10 @@ def test_codes_are_zero_and_free_at_the_smallest_indexes(codec):
 def test_sizes_survive_json(name):
     sizes = ARCHITECTURES[name]
     assert Architecture.from_json(json.dumps(asdict(sizes))) == sizes
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_pointwise_convolution_mixes_the_channels_of_each_pixel(bias):
+    layer, x = Pointwise(5, 7, bias), torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(0))
+    mixed = torch.einsum("oi,bihw->bohw", layer.weight[..., 0, 0], x)
+    assert torch.allclose(layer(x), mixed + layer.bias[:, None, None] if bias else mixed, atol=1e-6)

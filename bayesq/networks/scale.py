@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.passes import Pass, Places, weave
-from bayesq.networks.transforms import leaky_relu, precisely
+from bayesq.networks.transforms import Pointwise, leaky_relu, precisely
 
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
@@ -98,11 +98,11 @@ class MeanNetwork(nn.Module):
     def __init__(self, hyper: int, passes: Sequence[Pass], width: int) -> None:
         super().__init__()
         self.inlet = nn.Conv2d(hyper, width, 3, padding=1)
-        self.expand = nn.Conv2d(width, 4 * width, 1)
+        self.expand = Pointwise(width, 4 * width)
         seen = [min(p.channels, STRONGEST) for p in passes[:-1]]
         self.contexts = nn.ModuleList(nn.Conv2d(known, width, 3, padding=1) for known in seen)
-        self.merges = nn.ModuleList(nn.Conv2d(2 * width, width, 1) for _ in seen)
-        self.heads = nn.ModuleList(nn.Conv2d(width, p.channels, 1) for p in passes)
+        self.merges = nn.ModuleList(Pointwise(2 * width, width) for _ in seen)
+        self.heads = nn.ModuleList(Pointwise(width, p.channels) for p in passes)
         for layer in self.heads:
             nn.init.normal_(layer.weight, std=0.1 * width**-0.5)
             nn.init.zeros_(layer.bias)
