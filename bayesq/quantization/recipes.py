@@ -132,6 +132,7 @@ A8 = (("*.linear", 16), ("synthesis.stem", 16), ("*", 8))
 FINE = (("*.linear", Affine(12)),)
 """The linear branches, whose weights are all that stands between latents and pixels."""
 SMOOTH = Smooth(0.5)
+"""Some channels within g_s's blocks are many times as large as others: too large for one range of eight bits."""
 INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8, 10, 12))
 
 MIXED = Recipe(
@@ -149,7 +150,7 @@ RECIPES: dict[str, Recipe] = {
     "w8": Recipe(kept=FINE),
     "w8a8": Recipe(kept=FINE, inputs=A8, shapes=(SMOOTH,), rounding=GPTQ()),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
-    "w8a8-smooth": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.5))),
+    "w8a8-centred": Recipe(inputs=(("*", 8),), shapes=(Centre(), Smooth(0.5))),
     "noisy": Recipe(inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), rounding=GPTQ()),
