@@ -132,7 +132,7 @@ A8 = (("*.linear", 16), ("synthesis.stem", 16), ("*", 8))
 FINE = (("*.linear", Affine(12)),)
 """The linear branches, whose weights are all that stands between latents and pixels."""
 SMOOTH = Smooth(0.5)
-"""Some channels within g_s's blocks are many times as large as others: too large for one range of eight bits."""
+"""For channels within g_s's blocks differ: base's largest are three to four times the median."""
 INTEGERS = tuple(Affine(width) for width in (2, 3, 4, 5, 6, 8, 10, 12))
 
 MIXED = Recipe(
