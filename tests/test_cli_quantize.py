@@ -47,9 +47,10 @@ def test_a_calibration_goes_with_the_files(small_codec_path, tmp_path):
     shutil.copy(small_codec_path, model)
     found = Calibration(Codec.load(model).model_id.hex(), (Problem("denoise", 0.0, -3.0),), (1.5,), (0.2,))
     found.save(model.parent / FILE)
-    for recipe, kept in (("w8a8", True), ("mixed5", False)):
+    for recipe, options, kept in (("w8a8", [], True), ("mixed5", ["--size", "1"], False)):
         out = tmp_path / recipe
-        assert main(["quantize", str(model), str(out), "--recipe", recipe, "--crops", "2", "--quiet"]) == 0
+        command = ["quantize", str(model), str(out), "--recipe", recipe, "--crops", "2", "--quiet"]
+        assert main([*command, *options]) == 0
         assert (of_model(Codec.load(out / "weights.safetensors")) == found) == (out / FILE).exists() == kept
 
 

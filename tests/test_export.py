@@ -9,7 +9,7 @@ from bayesq.cli import main
 from bayesq.errors import ModelError
 from bayesq.interop import onnx as to_onnx
 from bayesq.quantization import Calibration, Recipe, quantize
-from bayesq.quantization.formats import Affine, NormalFloat
+from bayesq.quantization.formats import Affine, Coded, NormalFloat
 from bayesq.quantization.layers import quantized
 from bayesq.quantization.recipes import A8
 from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Smooth
@@ -25,6 +25,7 @@ RECIPES = {
         inputs=(("*", 8),),
         shapes=(Centre(), Smooth(0.7), Rotate(8), Absorb(4)),
     ),
+    "coded": Recipe((Coded(rate=5),), inputs=A8, shapes=(Smooth(0.5),)),
     "ten bits": Recipe((Affine(10),), inputs=(("*", 16),)),
     "normal float": Recipe((NormalFloat(),)),
 }

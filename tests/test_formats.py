@@ -1,6 +1,7 @@
 """Laws of the number formats of weights, checked for each of them."""
 
 import itertools
+import zlib
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bayesq.coder import TOTAL
 from bayesq.errors import ModelError
 from bayesq.quantization.formats import (
     FORMATS,
     Affine,
     Binary,
     Clusters,
+    Coded,
     DoubleBinary,
     Log2,
     Minifloat,
@@ -26,6 +29,7 @@ from bayesq.quantization.formats import (
     as_json,
     from_json,
 )
+from bayesq.quantization.formats.coded import LAWS, ORIGIN, law_indexes, laws
 from bayesq.quantization.formats.pyramid import rank, unrank
 from bayesq.quantization.packing import bits_per_code, packed, unpacked
 from bayesq.quantization.ranges import LeastError, Percentile, whole_range
@@ -48,6 +52,8 @@ SCALAR = {
     "binary": Binary(),
     "ternary": Ternary(),
     "double binary": DoubleBinary(),
+    "coded": Coded(),
+    "coded, one step a tensor": Coded(12, None, rate=6),
 }
 ALL = {
     **SCALAR,
@@ -87,15 +93,23 @@ def test_codes_are_int32_and_stand_for_their_own_value(fitted):
     assert torch.equal(grid.value(grid.index(grid.value(index))), grid.value(index))
 
 
-def test_codes_go_through_bytes_and_take_the_bits_they_say(fitted):
-    form, weight, grid = fitted
+def test_codes_go_through_bytes(fitted):
+    _, weight, grid = fitted
     index = grid.index(weight)
     data = grid.pack(index)
     assert data.dtype == torch.uint8 and torch.equal(grid.unpack(data, SHAPE), index)
+    for wrong in (data[:-1], data[:5], data[:0], data.int()):
+        with pytest.raises(ModelError):
+            grid.unpack(wrong, SHAPE)
+
+
+@pytest.mark.parametrize("name", [name for name, form in ALL.items() if not isinstance(form, Coded)])
+def test_codes_take_the_bits_they_say(name):
+    form, weight = ALL[name], drawn()
+    grid = form.grid(form.fit(weight))
+    data = grid.pack(grid.index(weight))
     parameters = 8 * sum(p.numel() for n, p in form.fit(weight).items() if n == "amplitude")
     assert abs(8 * len(data) + parameters - form.bits * weight.numel()) < 16
-    with pytest.raises(ModelError):
-        grid.unpack(data[:-1], SHAPE)
 
 
 def test_straight_through_quantises_with_the_gradient_of_the_identity(fitted):
@@ -172,12 +186,73 @@ def test_the_range_of_least_error_is_no_worse(form):
 
 def test_more_bits_are_nearer():
     weight = drawn(1)
-    for kind in (Affine, NormalFloat, Clusters, PowerExponent):
+    for kind in (Affine, NormalFloat, Clusters, PowerExponent, lambda rate: Coded(rate=rate)):
         errors = [
             (form.grid(form.fit(weight)).straight_through(weight) - weight).square().sum()
             for form in map(kind, range(2, 8))
         ]
         assert errors == sorted(errors, reverse=True), kind
+
+
+def stored(form, weight, importance=None):
+    """Bits a weight with its parameters, and the weighted error."""
+    parameters = form.fit(weight, importance)
+    grid = form.grid(parameters)
+    index = grid.index(weight)
+    bits = 8 * len(grid.pack(index)) + 16 * sum(p.numel() for p in parameters.values())
+    error = (grid.value(index) - weight).square() * (1 if importance is None else importance)
+    return bits / weight.numel(), float(error.sum())
+
+
+@pytest.mark.parametrize("rate", [2.5, 4, 6.5])
+def test_coded_gaussian_weights_take_the_rate_they_are_given(rate):
+    weight = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    bits, error = stored(Coded(rate=rate), weight)
+    assert abs(bits - rate) < 0.3
+    assert error < 1.1 * weight.numel() * 2 * np.pi * np.e / 12 / 4**rate
+
+
+def test_coded_weights_spend_bits_where_they_count():
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(128, 64, 3, 3, generator=generator) * torch.logspace(-1, 1, 128).view(128, 1, 1, 1)
+    importance = torch.logspace(1, -3, 128).view(128, 1, 1, 1).expand_as(weight)
+    bits, error = stored(Affine(4), weight, importance)
+    coded_bits, coded_error = stored(Coded(rate=3.8), weight, importance)
+    assert coded_bits < bits and coded_error < 0.5 * error
+
+
+def test_columns_that_hardly_vary_cost_next_to_nothing():
+    weight = drawn(5)
+    weight[:, 2:] *= 1e-3
+    assert stored(Coded(rate=6), weight)[0] < 0.6 * stored(Coded(rate=6), drawn(5))[0]
+
+
+def test_laws_of_codes_are_those_of_every_machine():
+    """Weights that another machine coded are decoded with this one's laws, so these must never change."""
+    assert zlib.crc32(laws().cdf.astype("<i4").tobytes()) == 0x859E0B1F
+    masses = np.diff(laws().cdf) / TOTAL
+    magnitude = np.abs(np.arange(-(masses.shape[1] // 2 - 1), masses.shape[1] // 2))
+    means = masses[:, :-1] @ magnitude
+    expected = 2.0 ** ((np.arange(LAWS) - ORIGIN) / 2)
+    assert np.allclose(means[16:30], expected[16:30], rtol=0.04)
+
+
+def test_laws_follow_rows_and_columns():
+    rows, columns = (2.0 ** np.random.default_rng(seed).integers(-3, 4, size=20) for seed in (0, 1))
+    down, across = law_indexes(np.outer(rows, columns) * 4)
+    found = down[:, None].astype(int) + across[None] - ORIGIN
+    assert np.abs(found - 2 * np.log2(np.outer(rows, columns) * 4)).max() <= 1
+
+
+@given(st.integers(0, 10**6), st.integers(1, 255))
+def test_damaged_codes_are_refused(place, change):
+    grid = (form := Coded()).grid(form.fit(drawn()))
+    data = grid.pack(index := grid.index(drawn()))
+    data[place % len(data)] ^= change
+    try:
+        assert torch.equal(grid.unpack(data, SHAPE), index)  # a byte whose law was cut off says nothing
+    except ModelError:
+        pass
 
 
 def test_clusters_follow_importance():

@@ -19,12 +19,12 @@ from bayesq.quantization.allocation import greedy, integer_program, monotone
 from bayesq.quantization.calibration import convolutions, observe
 from bayesq.quantization.cost import cost, layer_costs
 from bayesq.quantization.draft import Draft
-from bayesq.quantization.formats import Affine, DoubleBinary, NormalFloat, Pyramid, Sparse
+from bayesq.quantization.formats import Affine, Coded, DoubleBinary, NormalFloat, Pyramid, Sparse
 from bayesq.quantization.gates import Gates, chances, opened
 from bayesq.quantization.latency import Stopwatch
 from bayesq.quantization.layers import QuantizedConv, hadamard, quantized, rotated
 from bayesq.quantization.ranges import LEAST_HARM, whole_range
-from bayesq.quantization.recipes import EVERYTHING, INTEGERS
+from bayesq.quantization.recipes import EVERYTHING, INTEGERS, mixed
 from bayesq.quantization.rounding import GPTQ, AdaRound, corrected, nearest
 from bayesq.quantization.sensitivity import (
     activation_entropy,
@@ -294,6 +294,8 @@ WHOLE = {
     "allocated": Recipe(INTEGERS, inputs=(("*", 8),), harm=relevance, rounding=GPTQ(), size=0.2),
     "kept": Recipe(INTEGERS, kept=(("analysis.linear", Affine(12)),), harm=relevance, size=0.25),
     "means too": Recipe(parts=EVERYTHING),
+    "coded": Recipe((Coded(rate=5),), inputs=(("*", 8),), rounding=GPTQ()),
+    "coded, allocated": dataclasses.replace(mixed(0.3, 7), shapes=()),
 }
 
 

@@ -57,7 +57,7 @@ def cost_of(layer: nn.Module, positions: float) -> LayerCost:
         kept = [buffer for name, buffer in layer.state_dict().items() if name != "bias"]
         if layer.low_in is not None and layer.low_out is not None:
             macs += (layer.low_in.numel() + layer.low_out.numel()) * positions
-        return LayerCost(count, stored_bits(kept), macs, layer.spec.format.bits, layer.spec.activation or FLOAT)
+        return LayerCost(count, stored_bits(kept), macs, layer.spec.format.factor, layer.spec.activation or FLOAT)
     if isinstance(layer, IntegerConv):
         return LayerCost(count, INTEGER * count, macs, INTEGER, INTEGER)
     return LayerCost(count, STORED_FLOAT * count, macs, FLOAT, FLOAT)

@@ -21,13 +21,14 @@ from bayesq.quantization.cost import FLOAT, LayerCost, cost_of
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.formats import Format
 from bayesq.quantization.latency import Stopwatch
+from bayesq.quantization.layers import QuantizedConv
 from bayesq.quantization.ranges import whole_range
 from bayesq.quantization.recipes import Recipe
 from bayesq.quantization.rounding import corrected, nearest
 from bayesq.training.data import Crops, find_pictures
 
 log = logging.getLogger(__name__)
-CROPS, SIDE = 16, 128
+CROPS, SIDE = 32, 128
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,10 @@ def quantize(
         if bits is not None:
             draft = draft.with_activation(bits, recipe.by_channel, recipe.input_range)
         drafts[name] = recipe.noise(draft) if recipe.noise else draft
-    formats = _allocated(codec, recipe, drafts, batch)
+    formats, made = _fitted(codec, recipe, drafts, batch, progress)
     codec = codec.exported()
-    for name, draft in tqdm(drafts.items(), desc="rounding", disable=None if progress else True, leave=False):
-        form = formats[name]
-        parameters, codes = recipe.rounding(draft, form, recipe.span)
-        if recipe.correct:
-            draft = corrected(draft, form, parameters, codes)
-        layers.replace(codec, name, draft.built(form, parameters, codes))
+    for name, layer in made.items():
+        layers.replace(codec, name, layer)
     if recipe.tuning is not None:
         from bayesq.quantization.tuning import tune
 
@@ -141,19 +138,51 @@ def _first(rules: Sequence[tuple[str, int]], name: str) -> int | None:
     return next((bits for pattern, bits in rules if fnmatchcase(name, pattern)), None)
 
 
-def _allocated(codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch) -> dict[str, Format]:
-    chosen = {name: form for name in drafts for pattern, form in recipe.kept if fnmatchcase(name, pattern)}
-    free = {name: draft for name, draft in drafts.items() if name not in chosen}
+def _fitted(
+    codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch, progress: bool
+) -> tuple[dict[str, Format], dict[str, QuantizedConv]]:
+    """Formats and layers within the budgets. Allocation knows what each layer takes with weights at their nearest
+    codes; where that was too little for the codes they get, it is asked for less."""
+    allocate = _allocator(codec, recipe, drafts, batch)
+    plain, cut = FLOAT * sum(draft.weight.numel() for draft in drafts.values()), 1.0
+    while True:
+        formats, made = allocate(cut), {}
+        for name, draft in tqdm(drafts.items(), desc="rounding", disable=None if progress else True, leave=False):
+            made[name] = _rounded(draft, formats[name], recipe)
+        stored = sum(cost_of(layer, 0.0).bits for layer in made.values()) / plain
+        if recipe.size is None or stored <= recipe.size:
+            return formats, made
+        cut *= 0.999 * recipe.size / stored
+
+
+def _rounded(draft: Draft, form: Format, recipe: Recipe) -> QuantizedConv:
+    parameters, codes = recipe.rounding(draft, form, recipe.span)
+    if recipe.correct:
+        draft = corrected(draft, form, parameters, codes)
+    return draft.built(form, parameters, codes)
+
+
+def _allocator(
+    codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch
+) -> Callable[[float], dict[str, Format]]:
+    """A function from a factor for the budget of size to formats of all layers."""
+    kept = {name: form for name in drafts for pattern, form in recipe.kept if fnmatchcase(name, pattern)}
     if recipe.harm is None:
-        return {name: chosen.get(name, recipe.formats[0]) for name in drafts}
+        return lambda cut: {name: kept.get(name, recipe.formats[0]) for name in drafts}
+    free = {name: draft for name, draft in drafts.items() if name not in kept}
     harm = recipe.harm(codec, free, recipe.formats, recipe.span, batch)
-    tables, budgets = [], []
-    for share, amount in _resources(recipe, drafts):
-        tables.append([[amount(name, form) for form in recipe.formats] for name in free])
-        fixed = sum(amount(name, form) for name, form in chosen.items())
-        budgets.append(share * sum(amount(name, None) for name in drafts) - fixed)
-    choice = recipe.solver(harm, np.array(tables, float), np.array(budgets))
-    return {**chosen, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
+    resources = _resources(recipe, drafts)
+    tables = [[[amount(name, form) for form in recipe.formats] for name in free] for _, amount in resources]
+    whole = [sum(amount(name, None) for name in drafts) for _, amount in resources]
+    taken = [sum(amount(name, form) for name, form in kept.items()) for _, amount in resources]
+
+    def allocate(cut: float) -> dict[str, Format]:
+        shares = [share * (cut if n == 0 and recipe.size else 1) for n, (share, _) in enumerate(resources)]
+        budgets = np.array(shares) * whole - taken
+        choice = recipe.solver(harm, np.array(tables, float), budgets)
+        return {**kept, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
+
+    return allocate
 
 
 Amount = Callable[[str, Format | None], float]

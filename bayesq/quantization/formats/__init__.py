@@ -9,6 +9,7 @@ from bayesq.errors import ModelError
 from bayesq.quantization.formats.affine import Affine
 from bayesq.quantization.formats.base import Format, Grid, Parameters, Range
 from bayesq.quantization.formats.clusters import Clusters, Sparse
+from bayesq.quantization.formats.coded import Coded
 from bayesq.quantization.formats.fewbit import Binary, DoubleBinary, Ternary
 from bayesq.quantization.formats.floats import Minifloat, NormalFloat
 from bayesq.quantization.formats.logarithmic import Log2, Powers
@@ -17,6 +18,7 @@ from bayesq.quantization.formats.pyramid import Pyramid
 
 FORMATS: dict[str, type[Format]] = {
     "affine": Affine,
+    "coded": Coded,
     "powers": Powers,
     "log2": Log2,
     "minifloat": Minifloat,
@@ -54,6 +56,7 @@ __all__ = [
     "Affine",
     "Binary",
     "Clusters",
+    "Coded",
     "DoubleBinary",
     "Format",
     "Grid",

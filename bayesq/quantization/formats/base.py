@@ -65,6 +65,11 @@ class Format(ABC):
     def bits(self) -> float:
         """Of one code, as stored, without the parameters."""
 
+    @property
+    def factor(self) -> float:
+        """Bits of a code, or of what it stands for, as the factor of a product."""
+        return self.bits
+
     @abstractmethod
     def fit(self, weight: Tensor, importance: Tensor | None = None, span: Range = whole_range) -> Parameters:
         """Parameters for a weight, rounded as they are stored.
