@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ class Calibration:
             raise ModelError(f"{path}: not a readable calibration ({error})") from error
         if not sound:
             raise ModelError(f"{path}: not a calibration: scales and problems do not fit")
-        lists = {name: tuple(getattr(result, name)) for name in ("scales", "powers", "file_scales")}
+        lists: dict[str, Any] = {name: tuple(getattr(result, name)) for name in ("scales", "powers", "file_scales")}
         return replace(result, **lists)
 
 

@@ -26,7 +26,7 @@ from bayesq.networks.integer import TrainableIntegerConv, convert_layers
 from bayesq.networks.passes import merge, part, passes_over
 from bayesq.networks.rate import Interpolated
 from bayesq.networks.scale import HYPER_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
-from bayesq.networks.transforms import Pointwise, leaky_relu, precisely
+from bayesq.networks.transforms import Pointwise, leaky_relu, precisely, quieten
 from bayesq.prior import Walk
 
 TABLE_RADIUS = 512
@@ -54,8 +54,7 @@ class HyperAnalysis(nn.Module):
         self.down = Pointwise(4 * width, width)
         self.head = nn.Conv2d(width, hyper, 3, padding=1)
         nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.normal_(self.head.weight, std=0.02 / (9 * width) ** 0.5)
-        nn.init.zeros_(self.head.bias)
+        quieten(self.head, 0.02 / (9 * width) ** 0.5)
 
     def forward(self, z: Tensor, level: Tensor) -> Tensor:
         """Maps z ``(B, M, h, w)`` to h ``(B, N, h/2, w/2)``."""
@@ -80,6 +79,7 @@ class Hyperprior(nn.Module):
     """
 
     stride = 2
+    dead_zones: Tensor
 
     def __init__(self, latents: int, leading: int, hyper: int, width: int, certain: int) -> None:
         super().__init__()

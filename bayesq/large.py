@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -92,7 +93,7 @@ def restore_large(
         box = (max(0, left - around), max(0, top - around), min(width, right + around), min(height, bottom + around))
         measured, inner = part(y, physics, box)
         place = of_measurement(physics, box)
-        law = of_part(likelihood, inner, lambda value, place=place: crop(value, place))
+        law = of_part(likelihood, inner, partial(crop, box=place))
         found = restore(measured, inner, likelihood=law, generator=generator, **options)
         found = found.grey() if grey else found
         weight = _ramp(top, bottom, box[1], box[3], height)[:, None] * _ramp(left, right, box[0], box[2], width)

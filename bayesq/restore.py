@@ -197,7 +197,7 @@ def restore(
     cells: list[Cell] = []
     with tqdm(total=sum(counts), unit="step", leave=False, disable=None if progress else True) as bar:
         for place, (offset, count) in enumerate(zip(offsets, counts, strict=True)):
-            search = algorithm(replace(posterior, offset=offset), count)
+            search: Algorithm[Any] = algorithm(replace(posterior, offset=offset), count)
             state = search.init(torch.cat(draws).mean(0) if draws else x0)
             for _ in range(count):
                 state, info = search.step(state, generator)

@@ -61,16 +61,18 @@ def run(args: argparse.Namespace) -> int:
     sizes = {crop.shape for kind in crops for crop in kind}
     if len(sizes) > 1 or min(sizes.pop()[-2:]) < 2 * calibration.BORDER + 16:
         raise BayesqError("calibration takes pictures and crops of one size, of at least 26 pixels a side")
-    codec = None if zoo.kind(args.model) == "denoiser" else zoo.load(args.model)
-    model = codec or zoo.denoiser(args.model)
-    algorithm = VBLE if codec else partial(DAPS, denoiser=model)
+    denoiser = zoo.denoiser(args.model) if zoo.kind(args.model) == "denoiser" else None
+    codec = None if denoiser else zoo.load(args.model)
+    model = denoiser or codec
+    assert model is not None
+    algorithm = partial(DAPS, denoiser=denoiser) if denoiser else VBLE
     if args.output:
         path = Path(args.output)
     elif model.folder:
         path = model.folder / calibration.FILE
     else:
         raise BayesqError("say by -o where to write the calibration")
-    problems = []
+    problems: list[list[Trial]] = []
     suite = calibration_suite(args.motion or str(data_dir() / "motion.png"))
     for task in tqdm(suite, unit="task", disable=True if args.quiet else None):
         problems.append([])

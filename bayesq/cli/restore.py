@@ -199,10 +199,11 @@ def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tupl
         raise BayesqError("the prior of daps has no quality: leave out --quality, or take another --algorithm")
     kind = getattr(inference, ALGORITHMS[name].name)
     if name == "daps":
-        codec, model = None, zoo.denoiser(args.model or "denoiser")
-        kind = partial(kind, denoiser=model)
+        codec, denoiser = None, zoo.denoiser(args.model or "denoiser")
+        kind, model = partial(kind, denoiser=denoiser), denoiser.name
     else:
-        codec = model = zoo.load(args.model or "base")
+        codec = zoo.load(args.model or "base")
+        model = codec.name
     quality, weight = args.quality, PRIOR_WEIGHT
     if quality == AUTO:
         choice = choose(measurement.y, measurement.physics, codec=codec, likelihood=measurement.likelihood)
@@ -224,7 +225,7 @@ def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tupl
         "task": measurement.task,
         "input": args.input,
         "output": args.output,
-        "model": model.name,
+        "model": model,
         "noise": measurement.sigma,
         "quality": quality,
         "prior_weight": weight,
@@ -258,6 +259,7 @@ def run(args: argparse.Namespace) -> int:
         return folders.run(args, RestoreFiles(args))
 
     from bayesq.io import like, write_image
+    from bayesq.restore import Restoration
 
     image, measurement = take(args)
     restoration, summary = infer_any(args, measurement)
@@ -267,7 +269,7 @@ def run(args: argparse.Namespace) -> int:
         white = common.write_deviation(restoration.std.square().mean(1, keepdim=True).sqrt(), args.std)
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}
         common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
-    if args.save_samples:
+    if args.save_samples and isinstance(restoration, Restoration):  # large ones keep none, and have said so
         folder = Path(args.save_samples)
         folder.mkdir(parents=True, exist_ok=True)
         for i, draw in enumerate(restoration.samples, 1):

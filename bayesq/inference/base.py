@@ -68,10 +68,16 @@ class Posterior:
     def _grid_size(self) -> tuple[int, int]:
         return self.size[0] + self.offset[0], self.size[1] + self.offset[1]
 
+    @property
+    def model(self) -> Codec:
+        """The codec, of algorithms that need one."""
+        assert self.codec is not None
+        return self.codec
+
     def picture(self, values: Sequence[Tensor]) -> Tensor:
         """g_s of latents in the order of the walk: ``(B, 3, H, W)``, not clipped."""
         top, left = self.offset
-        return self.codec.picture(values, *self._grid_size, self.level)[..., top:, left:]
+        return self.model.picture(values, *self._grid_size, self.level)[..., top:, left:]
 
     def complete(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """From x = g_s(z) to draws of p(x | y, z), without a generator its means, where the decoder is said to err."""
@@ -90,7 +96,7 @@ class Posterior:
 
     def walk(self) -> Walk:
         """The prior's walk for the pictures of the batch."""
-        return self.codec.walk(len(self.level), *self._grid_size, self.level)
+        return self.model.walk(len(self.level), *self._grid_size, self.level)
 
     def log_prior(self, values: Sequence[Tensor]) -> Tensor:
         """log p(z), nats, ``(B,)``."""
@@ -101,7 +107,7 @@ class Posterior:
         """The encoder's latents for pictures ``(B, 3, H, W)``: where a search may start."""
         top, left = self.offset
         x = F.pad(x, (left, 0, top, 0), mode="replicate")
-        return [target.clone() for target in self.codec.targets(x, self.level)]
+        return [target.clone() for target in self.model.targets(x, self.level)]
 
 
 class Algorithm(Protocol, Generic[State]):

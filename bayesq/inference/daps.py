@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, TypeGuard
+from typing import ClassVar, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -137,9 +137,9 @@ class DAPS:
         """One iteration; white noise alone takes a single one. The generator is used for grey measurements alone."""
         x, ahead, place = state.picture, state.ahead, state.count
         y, noise = self._measured(x, generator)
-        share = 0.5 if isinstance(self.posterior.likelihood.physics, PICKING) else 1
+        share = 0.5 if isinstance(self._likelihood.physics, PICKING) else 1
         last = max(share * self._level(x), LEAST) if self.last is None else self.last
-        first = self.coarsest or (0.2 if has_start(self.posterior.likelihood.physics) else 0.3)
+        first = self.coarsest or (0.2 if has_start(self._likelihood.physics) else 0.3)
         sigma = _levels(max(first, last), last, self.steps)[min(place, self.steps - 1)]
         if self._white_noise_alone:
             picture = x if place else self._mean_of_all_ways(y, noise)
@@ -167,7 +167,7 @@ class DAPS:
         for turn, sigma in enumerate(self._falling(max(restart, self._level(x))), place):
             mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
             y, noise = self._measured(mean, generator, drawn=True)
-            physics = self.posterior.likelihood.physics
+            physics = self._likelihood.physics
             x = condition(mean, self.doubt * std, y, physics, noise, generator, TOLERANCE)
         return x
 
@@ -198,15 +198,19 @@ class DAPS:
         return torch.stack([self._mean(x, sigma, turn) for turn in range(SYMMETRIES)]).mean(0)
 
     @property
+    def _likelihood(self) -> NearlyGaussian:
+        return cast(NearlyGaussian, self.posterior.likelihood)  # __post_init__ has seen to it
+
+    @property
     def _noise_alone(self) -> bool:
-        return isinstance(self.posterior.likelihood.physics, Denoising)
+        return isinstance(self._likelihood.physics, Denoising)
 
     @property
     def _white_noise_alone(self) -> bool:
-        return self._noise_alone and DecoderError.takes(self.posterior.likelihood)
+        return self._noise_alone and DecoderError.takes(self._likelihood)
 
     def _level(self, x: Tensor) -> float:
-        return noise_level(self.posterior.likelihood, self.posterior.y, x)
+        return noise_level(self._likelihood, self.posterior.y, x)
 
     def _falling(self, first: float) -> list[float]:
         """Levels of a chain, down to the finest."""
@@ -216,7 +220,7 @@ class DAPS:
 
     def _measured(self, x: Tensor, generator: torch.Generator, drawn: bool = False) -> tuple[Tensor, Tensor]:
         """Values and deviations of Gaussian noise that say what the measurement does, for pictures near x."""
-        y, sigma = gaussian_near(self.posterior.likelihood, self.posterior.y, x, generator if drawn else None)
+        y, sigma = gaussian_near(self._likelihood, self.posterior.y, x, generator if drawn else None)
         if self._grey:
             noise = _noise(y, generator)
             y = y + sigma * (noise - noise.mean(1, keepdim=True))
@@ -228,7 +232,7 @@ class DAPS:
         return y.ndim == 4 and y.shape[1] == 3 and torch.equal(y[:, :2], y[:, 1:])
 
     def _fit(self, y: Tensor, sigma: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        return condition(mean, std, y, self.posterior.likelihood.physics, sigma)
+        return condition(mean, std, y, self._likelihood.physics, sigma)
 
 
 def _levels(first: float, last: float, count: int) -> list[float]:

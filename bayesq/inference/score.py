@@ -87,7 +87,7 @@ class _OnPixels:
     @torch.no_grad()
     def _score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """w ∇ log p_σ(x), nats by image unit; w is the prior's weight."""
-        found = denoise_by_coding(self.posterior.codec, x, sigma) if self.denoise is None else self.denoise(x, sigma)
+        found = denoise_by_coding(self.posterior.model, x, sigma) if self.denoise is None else self.denoise(x, sigma)
         return self.posterior.prior_weight * (found - x) / sigma.view(-1, 1, 1, 1) ** 2
 
     def _climb(self, state: Pixels, rate: float, log_likelihood: Tensor, rest: Tensor) -> tuple[Pixels, Info]:

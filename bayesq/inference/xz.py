@@ -207,6 +207,6 @@ class VBLExz:
     def _stray(self, state: Joint, values: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """A draw of q(x | z)."""
         picture = self.posterior.picture(values)
-        errors = self.errors or of_model(self.posterior.codec)
+        errors = self.errors or of_model(self.posterior.model)
         deviation = state.factor * errors(picture.detach(), self.posterior.level)
         return picture + deviation * torch.randn(picture.shape, generator=generator).to(picture)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +81,8 @@ class _Unlevelled(nn.Module):
 
 class Bottleneck(nn.Module):
     """CompressAI's ``EntropyBottleneck``: its densities, its medians, and integer tables of them."""
+
+    medians: Tensor
 
     def __init__(self, theirs: EntropyBottleneck) -> None:
         super().__init__()
@@ -249,7 +251,7 @@ class _Context(_Hyper):
         return Autoregressive(features, self.context, self.head)
 
 
-PRIORS: dict[type[CompressionModel], type[LatentPrior]] = {
+PRIORS: dict[type[CompressionModel], Callable[[CompressionModel], LatentPrior]] = {
     FactorizedPrior: _Factorized,
     FactorizedPriorReLU: _Factorized,
     ScaleHyperprior: _Scale,

@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ def weighted(likelihood: Weighed, weight: float | Tensor) -> Weighed:
         likelihood: one of this package.
         weight: not negative, one for all or of a shape that broadcasts to y.
     """
-    result = copy.copy(likelihood)
+    result: Any = copy.copy(likelihood)
     result.observed = likelihood.observed * torch.as_tensor(weight, dtype=torch.float32)
     return result
 
@@ -135,7 +135,7 @@ def of_part(likelihood: Law, physics: Physics, cut: Callable[[Tensor], Tensor]) 
         physics: the operator of the part.
         cut: takes from a map (1 or B, C, H, W) what belongs to the part.
     """
-    result = copy.copy(likelihood)
+    result: Any = copy.copy(likelihood)
     for name, value in vars(likelihood).items():
         if isinstance(value, Tensor) and value.ndim == 4:
             setattr(result, name, cut(value))

@@ -79,13 +79,14 @@ class Mixture(Independent):
         Raises:
             OperatorError: a part is not nearly Gaussian.
         """
-        if not all(isinstance(part, NearlyGaussian) for part in self.parts):
+        parts = [part for part in self.parts if isinstance(part, NearlyGaussian)]
+        if len(parts) < len(self.parts):
             raise OperatorError("a part of the mixture is not nearly Gaussian")
         shares = self.responsibilities(y, x)
         if generator is not None:
             chosen = torch.multinomial(shares.flatten(1).T, 1, generator=generator).T.view(1, *y.shape)
             shares = torch.zeros_like(shares).scatter_(0, chosen, 1.0)
-        equals = [part.as_gaussian(y, x, generator) for part in self.parts]
+        equals = [part.as_gaussian(y, x, generator) for part in parts]
         weights = torch.stack([share / sigma.square() for share, (_, sigma) in zip(shares, equals, strict=True)])
         values = sum(weight * value for weight, (value, _) in zip(weights, equals, strict=True))
         return values / weights.sum(0), weights.sum(0).rsqrt()

@@ -159,6 +159,10 @@ def _check_bound(weight: Tensor) -> None:
 class IntegerConv(nn.Module):
     """An exported layer: integers only, with a bias for each of the 256 quality levels."""
 
+    weight: Tensor
+    multiplier: Tensor
+    bias: Tensor
+
     def __init__(self, inputs: int, outputs: int, size: int, low: int, high: int) -> None:
         super().__init__()
         self.low, self.high = low, high

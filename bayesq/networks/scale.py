@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bayesq.conditionals import SCALE_COUNT
 from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.passes import Pass, Places, weave
-from bayesq.networks.transforms import Pointwise, leaky_relu, precisely
+from bayesq.networks.transforms import Pointwise, leaky_relu, precisely, quieten
 
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
@@ -102,10 +102,10 @@ class MeanNetwork(nn.Module):
         seen = [min(p.channels, STRONGEST) for p in passes[:-1]]
         self.contexts = nn.ModuleList(nn.Conv2d(known, width, 3, padding=1) for known in seen)
         self.merges = nn.ModuleList(Pointwise(2 * width, width) for _ in seen)
-        self.heads = nn.ModuleList(Pointwise(width, p.channels) for p in passes)
-        for layer in self.heads:
-            nn.init.normal_(layer.weight, std=0.1 * width**-0.5)
-            nn.init.zeros_(layer.bias)
+        heads = [Pointwise(width, p.channels) for p in passes]
+        for layer in heads:
+            quieten(layer, 0.1 * width**-0.5)
+        self.heads = nn.ModuleList(heads)
 
     def start(self, h: Tensor) -> Tensor:
         """From h ``(B, N, h/2, w/2)`` to features ``(B, width, h, w)``."""
@@ -122,4 +122,6 @@ class MeanNetwork(nn.Module):
 
     def mean(self, n: int, features: Tensor) -> Tensor:
         """Means of the group of pass n over their gain, ``(B, channels, h, w)``."""
-        return precisely(self.heads[n], features)
+        head = self.heads[n]
+        assert isinstance(head, Pointwise)
+        return precisely(head, features)

@@ -41,6 +41,13 @@ class Pointwise(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, dilation=1 if torch.jit.is_tracing() else 2)
 
 
+def quieten(layer: nn.Conv2d, deviation: float) -> None:
+    """Starts a layer at weights of that deviation and without a bias."""
+    assert layer.bias is not None
+    nn.init.normal_(layer.weight, std=deviation)
+    nn.init.zeros_(layer.bias)
+
+
 class Bottleneck(nn.Module):
     """Residual block 1×1 → 3×3 → 1×1 at half width, modulated by the quality after the first convolution."""
 
@@ -51,8 +58,7 @@ class Bottleneck(nn.Module):
         self.scale, self.shift = Interpolated(inner, 1.0), Interpolated(inner)
         self.spatial = nn.Conv2d(inner, inner, 3, padding=1)
         self.expand = Pointwise(inner, channels)
-        nn.init.normal_(self.expand.weight, std=0.3 * inner**-0.5)
-        nn.init.zeros_(self.expand.bias)
+        quieten(self.expand, 0.3 * inner**-0.5)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
         inner = leaky_relu(torch.addcmul(self.shift(level), self.reduce(x), self.scale(level)))

@@ -42,6 +42,15 @@ class Block(nn.Module):
         return x + self.second(leaky_relu(torch.addcmul(shift, self.first(x), scale)))
 
 
+class Blocks(nn.ModuleList):
+    """Blocks in sequence."""
+
+    def forward(self, x: Tensor, level: Tensor, share: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, level, share)
+        return x
+
+
 class UNet(nn.Module):
     """Pictures ``(B, 3, H, W)``, H and W multiples of ``multiple``, to ``outputs`` maps of the same size.
 
@@ -56,11 +65,11 @@ class UNet(nn.Module):
         super().__init__()
         self.multiple = 2 ** len(widths)
         self.stem = nn.Conv2d(3 * 4, widths[0], 3, padding=1, bias=False)
-        self.down = nn.ModuleList(nn.ModuleList(Block(width) for _ in range(depth)) for width in widths[:-1])
+        self.down = nn.ModuleList(Blocks(Block(width) for _ in range(depth)) for width in widths[:-1])
         self.shrink = nn.ModuleList(nn.Conv2d(4 * fine, coarse, 1, bias=False) for fine, coarse in pairwise(widths))
-        self.middle = nn.ModuleList(Block(widths[-1]) for _ in range(middle))
+        self.middle = Blocks(Block(widths[-1]) for _ in range(middle))
         self.grow = nn.ModuleList(nn.Conv2d(coarse, 4 * fine, 1, bias=False) for fine, coarse in pairwise(widths))
-        self.up = nn.ModuleList(nn.ModuleList(Block(width) for _ in range(depth)) for width in widths[:-1])
+        self.up = nn.ModuleList(Blocks(Block(width) for _ in range(depth)) for width in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * outputs, 3, padding=1, bias=False)
 
     def halvings(self, name: str) -> int:
@@ -78,21 +87,15 @@ class UNet(nn.Module):
         x, level = precisely(self.stem, fold(x, 2)), _halved(level)
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):
-            x = _through(blocks, x, level, share)
+            x = blocks(x, level, share)
             skips.append((x, level))
             x, level = shrink(fold(x, 2)), _halved(level)
-        x = _through(self.middle, x, level, share)
+        x = self.middle(x, level, share)
         for blocks, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             skip, level = skips.pop()
-            x = _through(blocks, unfold(grow(x), 2) + skip, level, share)
+            x = blocks(unfold(grow(x), 2) + skip, level, share)
         return F.pixel_shuffle(self.head(x), 2)
 
 
 def _halved(level: Tensor) -> Tensor:
     return F.avg_pool2d(level, 2) if level.ndim == 4 else level
-
-
-def _through(blocks: nn.ModuleList, x: Tensor, level: Tensor, share: Tensor) -> Tensor:
-    for block in blocks:
-        x = block(x, level, share)
-    return x

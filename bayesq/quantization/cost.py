@@ -79,7 +79,12 @@ def layer_costs(codec: Codec) -> dict[str, LayerCost]:
         codec.picture(coded.values, SIDE, SIDE, level)
     for hook in hooks:
         hook.remove()
-    return {n: cost_of(layers[n], count / len(layers[n].weight) / SIDE**2) for n, count in positions.items()}
+    return {n: cost_of(layers[n], count / _outputs(layers[n]) / SIDE**2) for n, count in positions.items()}
+
+
+def _outputs(layer: nn.Module) -> int:
+    assert isinstance(layer.weight, Tensor)
+    return len(layer.weight)
 
 
 @dataclass(frozen=True)

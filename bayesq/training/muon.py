@@ -7,6 +7,7 @@ size of Adam's as in Liu et al., "Muon is scalable for LLM training", arXiv 2502
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,14 @@ class Muon(torch.optim.Optimizer):
     """Muon for the kernels of convolutions, seen as matrices with a row for each output channel.
 
     Args:
-        kernels: Parameters ``(O, I, k, k)``.
+        kernels: Parameters ``(O, I, k, k)``, or groups of them.
         lr: Learning rate, comparable to Adam's.
         momentum: Share of the past in the running mean of gradients.
     """
 
-    def __init__(self, kernels: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+    def __init__(
+        self, kernels: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.95
+    ) -> None:
         super().__init__(kernels, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

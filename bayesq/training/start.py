@@ -19,9 +19,10 @@ from torch import Tensor
 from bayesq.codec import Codec
 from bayesq.conditionals import SCALE_STEP, index_of
 from bayesq.hyperprior import Hyperprior, log_energy
+from bayesq.networks.integer import TrainableIntegerConv
 from bayesq.networks.rate import ANCHORS, LEVELS, high_rate_step, rate_weight
 from bayesq.networks.scale import HYPER_UNIT
-from bayesq.networks.transforms import BLOCK, Lapping
+from bayesq.networks.transforms import BLOCK, Analysis, Lapping, Synthesis
 from bayesq.training.data import Crops
 
 HYPER_COMPONENTS_MAX = 24
@@ -90,7 +91,9 @@ def initialise(codec: Codec, crops: Crops, generator: torch.Generator, count: in
         count: How many crops of 128 × 128 these are.
     """
     prior = codec.prior
-    assert isinstance(prior, Hyperprior)
+    assert isinstance(prior, Hyperprior) and codec.architecture is not None
+    assert isinstance(codec.analysis, Analysis) and isinstance(codec.synthesis, Synthesis)
+    assert codec.analysis.linear.bias is not None and codec.synthesis.head.bias is not None
     pictures = torch.cat([crops.draw(64, 128, generator) for _ in range(math.ceil(count / 64))])
     kernel = best_lapping(pictures[:512])
     codec.analysis.lapping.kernel.copy_(kernel)
@@ -146,9 +149,11 @@ def _start_prior(prior: Hyperprior, energies: Tensor, log_scales: Tensor) -> Non
     prior.analysis.shift.anchors[:, :count].copy_(-mean_energy @ projection.T)
     spread = h.view(ANCHORS, -1, count).square().mean(1).sqrt()
     for layer in prior.laws.indexes:
+        assert isinstance(layer, TrainableIntegerConv)
         layer.bias.anchors.fill_(float(index_of(torch.tensor(0.2))) / layer.bias_unit)
         layer.bias.anchors[:, :count].copy_(index_of(spread + 0.2) / layer.bias_unit)
     for head, channels in zip(prior.scales.heads, (p.group for p in prior.passes), strict=True):
+        assert isinstance(head, TrainableIntegerConv)
         head.weight[:, -prior.hyper :, 0, 0][:, :count] = regression[channels] / (HYPER_UNIT * head.weight_unit)
         start = mean_scale[:, channels] / SCALE_STEP + index_of(torch.ones(()))
         head.bias.anchors.copy_(start / head.bias_unit)
