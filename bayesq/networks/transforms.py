@@ -93,6 +93,12 @@ def patches(x: Tensor, factor: int) -> Tensor:
     return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).movedim(-1, 1)
 
 
+def unpatches(x: Tensor, factor: int) -> Tensor:
+    """The inverse of ``patches``, again several times as fast as ``unfold``."""
+    squares = x.movedim(1, -1).unflatten(-1, (-1, factor, factor))
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
 def fold(x: Tensor, factor: int) -> Tensor:
     """Pixel unshuffle, channels last in memory: ``(B, C, H, W)`` to ``(B, C·f², H/f, W/f)``."""
     return F.pixel_unshuffle(x, factor).contiguous(memory_format=torch.channels_last)
@@ -178,5 +184,5 @@ class Synthesis(nn.Module):
         z = z * torch.exp(self.log_gain(level))
         features = self.coarse(self.stem(z), level)
         features = self.fine(unfold(self.up(features), 2), level)
-        blocks = F.pixel_shuffle(precisely(self.linear, z), BLOCK)
-        return self.lapping(blocks + F.pixel_shuffle(self.head(features), 8)) + 0.5
+        blocks = unpatches(precisely(self.linear, z), BLOCK)
+        return self.lapping(blocks + unpatches(self.head(features), 8)) + 0.5
