@@ -155,8 +155,13 @@ class Decoding:
         picture.paste(to_image(x), (part.box[0] - self.box[0], part.box[1] - top))
 
     def _blank(self, height: int) -> Image.Image:
-        colours = colours_of(self.header)
-        return Image.new(colours, (self.size[0], height), (_GREY,) * len(colours))
+        colours, size = colours_of(self.header), (self.size[0], height)
+        try:
+            return Image.new(colours, size, (_GREY,) * len(colours))
+        except MemoryError:
+            raise BitstreamError(
+                f"a picture of {size[0]} × {size[1]} pixels does not fit into memory: decode a region, or to a PNG file"
+            ) from None
 
     def _lost(self, top: int, bottom: int) -> Iterator[Image.Image]:
         step = self.header.tile_height

@@ -3,11 +3,13 @@
 import io
 import json
 import random
+from pathlib import Path
 
 import pytest
 
-from bayesq import bitstream
+from bayesq import bitstream, files
 from bayesq.bench import fuzz
+from bayesq.bitstream import File, Header, Mode
 from bayesq.cli import main
 from bayesq.errors import BitstreamError
 
@@ -69,6 +71,17 @@ def test_repairing_makes_checksums_right(codec):
 def test_huge_files_are_small(codec):
     header = bitstream.read_header(io.BytesIO(fuzz._huge(fuzz.seeds(codec), random.Random(0))))
     assert header.width * header.height == bitstream.MAX_PIXELS
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="allocations are capped on Linux alone")
+def test_a_sound_picture_larger_than_memory_is_refused(codec):
+    """Four bytes a tile say that all codes are what they must be."""
+    side = 1 << 14
+    header = Header(side, side, Mode.RGB, 89, codec.model_id, *[bitstream.MAX_TILE_SIDE] * 2)
+    data = bitstream.pack(File(header, (bytes(4),) * (header.columns * header.rows), {}))
+    with fuzz._capped(), pytest.raises(BitstreamError, match="does not fit into memory"):
+        files.decode(data, codec)
+    assert files.decode(data, codec, region=(5000, 5000, 5010, 5010)).size == (10, 10)
 
 
 def test_the_command(small_codec_path, capsys):
