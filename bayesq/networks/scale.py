@@ -122,6 +122,4 @@ class MeanNetwork(nn.Module):
 
     def mean(self, n: int, features: Tensor) -> Tensor:
         """Means of the group of pass n over their gain, ``(B, channels, h, w)``."""
-        head = self.heads[n]
-        assert isinstance(head, Pointwise)
-        return precisely(head, features)
+        return precisely(self.heads[n], features)

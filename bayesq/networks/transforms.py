@@ -78,11 +78,12 @@ class Stack(nn.Module):
         return x
 
 
-def precisely(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    """What a layer makes of x in the precision of its weights, autocast or not.
+def precisely(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a convolution makes of x in the precision of its weights, autocast or not.
 
     Latents are up to hundreds of steps of their quantizer: bfloat16 would round them more coarsely than it does.
     """
+    assert isinstance(layer.weight, Tensor)
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.to(layer.weight))
 
