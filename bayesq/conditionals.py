@@ -25,6 +25,8 @@ DISTORTION_PRICE = 12.0
 BREAK_EVEN_ITERATIONS = 5
 TAIL = 10.0
 """Deviate beyond which masses are computed by their logarithms."""
+EVERYTHING = 2.0**15
+"""As good as infinity for half the width of a cell, whose mass then has gradients, all of them 0."""
 LEAST_SHARE = 1e-6
 """Of the mass beyond its near edge that a cell is taken to have at least; rounding would leave narrow ones none."""
 SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_COUNT - 1)
@@ -125,7 +127,8 @@ class GaussianCells:
     dead_zones: Tensor | None = None
 
     def log_mass(self, cell: Cell) -> Tensor:
-        distance, half, scale = (cell.centre - self.mean).abs(), cell.width / 2, scale_of(self.index)
+        half = (cell.width / 2).clamp_max(EVERYTHING)
+        distance, scale = (cell.centre - self.mean).abs(), scale_of(self.index)
         return log_normal_mass((distance - half) / scale, (distance + half) / scale)
 
     def log_density(self, value: Tensor) -> Tensor:

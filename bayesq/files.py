@@ -102,8 +102,8 @@ def encode(image: Picture, codec: TileCodec, quality: float, effort: int = 1, *,
             reads its pixels when asked (``bayesq.streams``).
         codec: the model.
         quality: 0 (smallest) to 100 (best).
-        effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 4, 8, 16 … 512 steps that take
-            about twice as long each.
+        effort: 1 codes in one pass; 2 to 9 look for a better file at that quality, in 2, 4, 8 … 256 steps, each of
+            which takes about three times as long as one pass.
         progress: show a progress bar on stderr where that takes long.
 
     Raises:

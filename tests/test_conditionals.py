@@ -180,3 +180,11 @@ def test_at_the_edge_of_a_dead_zone_codes_0_and_1_break_even():
     np.testing.assert_allclose(lost[free], saved[free], atol=0.05)
     assert (saved[~free] > 0.95 * lost[~free]).all()
     assert (zones.diff() <= 0).all()
+
+
+def test_what_is_certain_costs_nothing_and_pulls_at_nothing():
+    mean, index = torch.zeros(1, 5, 1, 1, requires_grad=True), index_of(SCALES).requires_grad_()
+    mass = GaussianCells(mean, index).log_mass(Cell(torch.ones(1, 5, 1, 1), torch.tensor(torch.inf)))
+    assert (mass == 0).all()
+    for gradient in torch.autograd.grad(mass.sum(), [mean, index]):
+        assert (gradient == 0).all()

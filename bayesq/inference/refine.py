@@ -1,48 +1,54 @@
 """Latents refined for one picture: what higher encoding efforts do.
 
 Coding is inference: the picture is measured by the identity, the decoder's rate–distortion trade-off says with which
-noise, and the posterior is approximated by cells of the codec's own width, 1. The evidence bound is then, up to signs
-and constants,
+noise, and the posterior is made of cells of the codec's own width, each coded by its centre. The evidence bound of such
+cells is then, up to signs and constants,
 
-    rate + λ · 255² · MSE,
+    L = rate + λ · 255² · MSE,
 
-the loss that the codec was trained with, here descended by the latents of a single picture. A cell of width 1 is
-coded by its centre alone, and that has to be on the lattice. So the cells shrink while the lattice hardens around them:
-uniform noise between two soft roundings (Agustsson & Theis 2020), its law drawn together to a point and the
-temperature lowered as in C3 (Kim et al. 2024); Yang et al. 2020 anneal a Gumbel-softmax law to the same end.
+the loss that the codec was trained with, here lowered by the codes of a single picture: by simulated annealing, drawn
+from exp(−L / T) while the temperature T falls to zero. A draw of all codes at once takes a model of L that falls apart
+into latents: what a code costs by the coder's tables, plus a parabola for all else, the distortion and what the latent
+tells of later ones, from a gradient at the codes that were drawn last ("Gibbs with gradients", Grathwohl et al. 2021;
+Yang et al. 2020 anneal latents of a codec by a Gumbel-softmax law instead). As every draw is a file, the best is kept.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from bayesq.bitstream import Box
 from bayesq.codec import Codec
+from bayesq.coder import TOTAL, Tables
 from bayesq.conditionals import Conditional
 from bayesq.errors import ModelError
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.networks.rate import rate_weight
-from bayesq.prior import drive, quantize
-from bayesq.quantizers import Quantizer
+from bayesq.prior import drive
 from bayesq.tiling import TileCodec
 
-FIRST_STEPS = 4
+Choice = Callable[[Conditional, Tensor], Tensor]
+"""Codes from the law that they are coded by and the bottoms of their parabolas."""
+FIRST_STEPS = 2
 """Steps at effort 2; every further effort doubles them."""
-RATE = 0.025
-"""Learning rate at the start, in units of the latents' step."""
-TEMPERATURES = 0.5, 0.2
-"""Of the soft rounding, at the start and at the end."""
-CONCENTRATION = 4.0
-"""The noise ends as the fifth power, sign kept, of the uniform law it starts from."""
+CURVATURE = 12.0
+"""Of the parabola, nats: at high rate the error of a lattice's step is 1/12 where a nat is worth 1/6, see below."""
+TEMPERATURE = 1.5
+"""At the start; it falls linearly."""
+PACE = 0.4
+"""How far a parabola's bottom follows a new gradient: all latents move at once, and by the whole they overshoot."""
 
 
 def steps_of(effort: int) -> int:
-    """Steps of the search at an effort of 1 to 9: 0, then 4, 8, 16 … 512. Raises ModelError for others."""
+    """Steps of the search at an effort of 1 to 9: 0, then 2, 4, 8 … 256. Raises ModelError for others."""
     if effort not in range(1, 10):
         raise ModelError(f"the effort must be 1 to 9, not {effort}")
     return FIRST_STEPS * 2 ** (effort - 2) if effort > 1 else 0
@@ -70,8 +76,7 @@ def compress(
         raise ModelError("only codecs of bayesq's own design can be refined")
     with exact_arithmetic():
         tile = _Tile.of(codec, codec.checked(x), level, window)
-        candidates = [tile.start(), _descend(tile, steps, progress)]
-        _, best = min((tile.coded(candidate) for candidate in candidates), key=lambda coded: coded[0])
+        best = search(tile, steps, progress)
     return codec.pack(best, *tile.size, level)
 
 
@@ -99,69 +104,104 @@ class _Tile:
 
     @torch.no_grad()
     def start(self) -> list[Tensor]:
+        """What g_a and h_a would send along the walk."""
         return self.codec.prior.targets(self.around[self.codec.place(self.window)], self.level)
 
-    def loss(self, values: list[Tensor], nats: Tensor) -> Tensor:
-        """Rate in bits + λ · 255² · MSE · pixels, of the decoded window."""
+    def distortion(self, values: list[Tensor]) -> Tensor:
+        """λ · 255² · MSE · pixels, in nats, of the decoded window."""
         z = self.around.clone()
         z[self.codec.place(self.window)] = self.codec.prior.image_latent(values)
         left, top, right, bottom = self.window
         rows, columns = slice(top, bottom), slice(left, right)
         error = self.codec.synthesis(z, self.level)[..., rows, columns].clamp(0, 1) - self.x[..., rows, columns]
-        return nats / math.log(2) + rate_weight(self.level) * 255**2 * error.square().sum() / 3
-
-    @torch.no_grad()
-    def coded(self, targets: list[Tensor]) -> tuple[float, list[Tensor]]:
-        """The loss of targets once they are quantised, and the values that they become."""
-        cells = quantize(self.codec.walk(1, *self.size, self.level), targets)
-        return self.loss(cells.values, cells.nats).item(), cells.values
+        return math.log(2) * rate_weight(self.level) * 255**2 * error.square().sum() / 3
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _descend(tile: _Tile, steps: int, progress: bool) -> list[Tensor]:
-    """Targets along the walk after so many steps of Adam on the annealed loss, from those of g_a and h_a."""
-    targets = [target.clone().requires_grad_() for target in tile.start()]
-    optimiser = torch.optim.Adam(targets)
+def search(tile: _Tile, steps: int, progress: bool = False) -> list[Tensor]:
+    """Values along the walk of the least loss that were met in so many steps from those of one pass."""
+    tables = tile.codec.own_prior.tables
+    assert tables is not None
+    prices = prices_of(tables)
     generator = torch.Generator().manual_seed(0)
-    for step in tqdm(range(steps), unit="step", leave=False, disable=None if progress else True):
-        optimiser.param_groups[0]["lr"] = RATE * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
-        nats: list[Tensor] = []
+    bottoms, best, least = tile.start(), [], math.inf
+    choose: Choice = nearest
+    for step in tqdm(range(steps + 1), unit="step", leave=False, disable=None if progress else True):
+        values, rate, foretold = visit(tile, bottoms, choose, prices)
+        distortion = tile.distortion(values)
+        loss = rate + float(distortion.detach())
+        if loss < least:
+            best, least = [value.detach() for value in values], loss
+        if step < steps:
+            gradients = torch.autograd.grad(distortion + foretold, values)
+            for bottom, value, gradient in zip(bottoms, values, gradients, strict=True):
+                bottom.lerp_(value.detach() - gradient / CURVATURE, PACE)
+            temperature = TEMPERATURE * (1 - (step + 1) / steps)
+            choose = partial(draw, prices=prices, temperature=temperature, generator=generator)
+    return best
 
-        def answer(n: int, conditional: Conditional, done: float = step / steps, nats: list[Tensor] = nats) -> Tensor:
-            value = soften(conditional.quantizer(), targets[n], done, generator)
-            nats.append(-conditional.log_density(value).sum())
-            return value
 
-        values = drive(tile.codec.walk(1, *tile.size, tile.level), answer)
-        optimiser.zero_grad()
-        tile.loss(values, torch.stack(nats).sum()).backward()
-        optimiser.step()
-    return [target.detach() for target in targets]
+def visit(tile: _Tile, bottoms: list[Tensor], choose: Choice, prices: Tensor) -> tuple[list[Tensor], float, Tensor]:
+    """The values that a choice of codes makes of the bottoms along the walk, and their rate, nats.
+
+    The rate is given twice: as the coder's tables have it, and as an expression whose gradients say what each value
+    changes of the rate of later ones, themselves held fast.
+    """
+    rate: list[Tensor] = []
+    foretold: list[Tensor] = []
+
+    def answer(n: int, conditional: Conditional) -> Tensor:
+        codes = choose(conditional, bottoms[n])
+        cell = conditional.quantizer().cell(codes)
+        rate.append(price_of(codes, conditional, prices).sum())
+        foretold.append(-conditional.log_mass(replace(cell, centre=cell.centre.detach())).sum())
+        return cell.value.detach().requires_grad_()
+
+    values = drive(tile.codec.walk(1, *tile.size, tile.level), answer)
+    return values, float(torch.stack(rate).sum()), torch.stack(foretold).sum()
 
 
-def soften(quantizer: Quantizer, value: Tensor, done: float, generator: torch.Generator) -> Tensor:
-    """``value`` almost quantised: the relaxation that hardens from noise (done = 0) to rounding (1), differentiable.
+def nearest(conditional: Conditional, bottom: Tensor) -> Tensor:
+    """The codes of one pass: those whose cells hold the bottoms."""
+    return conditional.quantizer().index(bottom)
+
+
+@torch.no_grad()
+def draw(
+    conditional: Conditional, bottom: Tensor, prices: Tensor, temperature: float, generator: torch.Generator
+) -> Tensor:
+    """Codes drawn from exp(−loss / T), where the loss is price + ½ CURVATURE (value − bottom)².
 
     Args:
-        quantizer: The lattice.
-        value: Any shape.
-        done: Share of the search that is over, in [0, 1].
-        generator: Of the noise.
+        conditional: The law that they are coded by.
+        bottom: Of the parabola, any shape; only the code nearest to it and its neighbours can be drawn.
+        prices: As ``prices_of`` gives them.
+        temperature: T; 0 for the codes of least loss.
+        generator: Of the draw.
     """
-    warm, cold = TEMPERATURES
-    temperature = warm * (cold / warm) ** done
+    quantizer = conditional.quantizer()
+    codes = quantizer.index(bottom) + torch.tensor([-1, 0, 1], dtype=torch.int32).view(-1, *[1] * bottom.ndim)
+    loss = price_of(codes, conditional, prices) + CURVATURE / 2 * (quantizer.value(codes) - bottom).square()
+    if temperature > 0:  # by Gumbel's trick
+        loss += temperature * torch.empty_like(loss).exponential_(generator=generator).log()
+    return codes.gather(0, loss.argmin(0, keepdim=True))[0]
 
-    def soft_round(v: Tensor) -> Tensor:
-        cell = quantizer.cell(quantizer.index(v.detach()))
-        above = v.detach() > cell.value
-        reach = torch.where(above, cell.upper - cell.value, cell.lower - cell.value).nan_to_num(posinf=1, neginf=-1)
-        place = (v - cell.value) / reach
-        step = (torch.tanh((place - 1) / (2 * temperature)) / math.tanh(0.5 / temperature) + 1) / 2
-        return cell.value + 2 * reach * step
 
-    uniform = 2 * torch.rand(value.shape, generator=generator, device=value.device, dtype=value.dtype) - 1
-    noise = uniform * uniform.abs() ** (CONCENTRATION * done) / 2
-    cell = quantizer.cell(quantizer.index(value.detach()))
-    soft = soft_round(soft_round(value) + cell.width.nan_to_num(posinf=1) * noise)
-    return torch.where(cell.width.isinf(), cell.value, soft)  # an infinite cell is that of the only code
+def price_of(codes: Tensor, conditional: Conditional, prices: Tensor) -> Tensor:
+    """What codes cost in the stream, nats, elementwise; infinite where only 0 is coded and they are not."""
+    reach, (rows, _) = prices.shape[1] // 2, conditional.tables()
+    return prices[rows.int(), codes.clamp(-reach, reach) + reach]
+
+
+def prices_of(tables: Tables) -> Tensor:
+    """What each code costs by each table, nats: ``(T + 1, 2R + 3)``, one column for all beyond R and one for −R.
+
+    The last row is that of elements of table −1, which are 0 by definition.
+    """
+    escape_first = np.roll(np.diff(tables.cdf), 1, axis=1)
+    shares = np.concatenate([escape_first, escape_first[:, :1]], 1) / TOTAL
+    certain = np.zeros_like(shares[:1])
+    certain[:, shares.shape[1] // 2] = 1
+    with np.errstate(divide="ignore"):
+        return torch.from_numpy(-np.log(np.concatenate([shares, certain]))).float()
