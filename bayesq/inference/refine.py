@@ -41,8 +41,8 @@ FIRST_STEPS = 2
 """Steps at effort 2; every further effort doubles them."""
 CURVATURE = 12.0
 """Of the parabola, nats: at high rate the error of a lattice's step is 1/12 where a nat is worth 1/6, see below."""
-TEMPERATURE = 1.5
-"""At the start; it falls linearly."""
+WARMTH = 0.25
+"""Temperature at the start, nats, for each doubling of the steps, and for two more; it falls linearly to 0."""
 PACE = 0.4
 """How far a parabola's bottom follows a new gradient: all latents move at once, and by the whole they overshoot."""
 
@@ -127,6 +127,7 @@ def search(tile: _Tile, steps: int, progress: bool = False) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     bottoms, best, least = tile.start(), [], math.inf
     choose: Choice = nearest
+    warmest = WARMTH * math.log2(4 * steps)
     for step in tqdm(range(steps + 1), unit="step", leave=False, disable=None if progress else True):
         values, rate, foretold = visit(tile, bottoms, choose, prices)
         distortion = tile.distortion(values)
@@ -137,7 +138,7 @@ def search(tile: _Tile, steps: int, progress: bool = False) -> list[Tensor]:
             gradients = torch.autograd.grad(distortion + foretold, values)
             for bottom, value, gradient in zip(bottoms, values, gradients, strict=True):
                 bottom.lerp_(value.detach() - gradient / CURVATURE, PACE)
-            temperature = TEMPERATURE * (1 - (step + 1) / steps)
+            temperature = warmest * (1 - (step + 1) / steps)
             choose = partial(draw, prices=prices, temperature=temperature, generator=generator)
     return best
 
