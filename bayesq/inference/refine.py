@@ -40,7 +40,8 @@ Choice = Callable[[Conditional, Tensor], Tensor]
 FIRST_STEPS = 2
 """Steps at effort 2; every further effort doubles them."""
 CURVATURE = 12.0
-"""Of the parabola, nats: at high rate the error of a lattice's step is 1/12 where a nat is worth 1/6, see below."""
+"""Of the parabola, nats, by high-rate theory: at an error of D = 1/12 the rate −½ log D falls by 6 nats a unit of D, so
+that squared errors are worth 6 nats each; their curvature is twice that."""
 WARMTH = 0.25
 """Temperature at the start, nats, for each doubling of the steps, and for two more; it falls linearly to 0."""
 PACE = 0.4
