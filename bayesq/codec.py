@@ -107,7 +107,7 @@ class Codec(nn.Module):
     def build(cls, architecture: Architecture) -> Codec:
         """An untrained, trainable codec of the library's own design."""
         a = architecture
-        prior = Hyperprior(a.latents, a.leading, a.hyper, a.prior_width, a.certain)
+        prior = Hyperprior(a.latents, a.leading, a.hyper, a.prior_width, a.ways, a.seen, a.certain)
         codec = cls(
             Analysis(a.latents),
             Synthesis(a.latents, a.widths, a.depths),
