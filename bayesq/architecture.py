@@ -15,7 +15,7 @@ class Architecture:
         latents: Channels of z, even.
         hyper: Channels of h.
         widths: Channels of g_s at 1/8 and 1/16 of the picture's size.
-        depths: Its residual blocks at those sizes; without any at 1/8 it does not go there.
+        depths: Its residual blocks at those sizes; without any it is linear.
         prior_width: Hidden channels of the prior's networks.
         leading: Channels of z that are coded first, a multiple of 4; 0 if all are coded alike.
         ways: Passes over h and over the leading channels, 2 or 4.
@@ -49,8 +49,8 @@ ARCHITECTURES = {
     "fast": Architecture(
         latents=288,
         hyper=32,
-        widths=(0, 128),
-        depths=(0, 3),
+        widths=(0, 0),
+        depths=(0, 0),
         prior_width=64,
         leading=0,
         ways=2,

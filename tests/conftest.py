@@ -32,9 +32,9 @@ def tiny_codec():
 
 
 @pytest.fixture(scope="session")
-def flat_codec():
-    """The same, built like ``fast``: few passes, and nothing but what is linear at a finer size than 1/16."""
-    sizes = {"latents": 24, "hyper": 8, "widths": (0, 16), "depths": (0, 1), "prior_width": 16}
+def linear_codec():
+    """The same, built like ``fast``: linear transforms, few passes."""
+    sizes = {"latents": 24, "hyper": 8, "widths": (0, 0), "depths": (0, 0), "prior_width": 16}
     return started(**sizes, leading=0, ways=2, seen=8)
 
 

@@ -21,7 +21,7 @@ SIZES = [(1, 1), (1, 40), (16, 16), (31, 33), (70, 45)]
 LEVELS = [0, 100, 255]
 
 
-@pytest.fixture(scope="module", params=["tiny_codec", "flat_codec"])
+@pytest.fixture(scope="module", params=["tiny_codec", "linear_codec"])
 def trainable(request):
     return request.getfixturevalue(request.param)
 
