@@ -48,7 +48,8 @@ def test_files_come_back(codec, size, level):
 def test_the_rate_is_that_of_the_file(codec, level):
     x = picture(256, 256)
     bits = codec.reconstruct(x, level)[1]
-    assert abs(8 * len(codec.compress(x, level)) - bits) < 0.03 * bits + 96
+    excess = 8 * len(codec.compress(x, level)) - bits
+    assert -0.05 * bits - 96 < excess < 0.03 * bits + 96  # what a law holds for impossible, an escape makes cheaper
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 90), (48, 33), (64, 64)])
@@ -243,10 +244,10 @@ def test_exporting_leaves_the_codec_alone(tiny_codec):
 
 
 def test_codes_are_zero_and_free_at_the_smallest_indexes(codec):
-    coded, laws = codec.quantize(picture(96, 64), 40), []
+    coded, laws = codec.quantize(picture(96, 64), 0), []
     values = iter(coded.values)
     with torch.inference_mode():
-        drive(codec.walk(1, 96, 64, torch.tensor([40])), lambda n, law: laws.append(law) or next(values))
+        drive(codec.walk(1, 96, 64, torch.tensor([0])), lambda n, law: laws.append(law) or next(values))
     free = [law.index.round() < codec.architecture.certain for law in laws]
     for law, here, symbols in zip(laws, free, coded.symbols, strict=True):
         assert torch.equal(here, law.tables()[0] == -1) and not symbols[here].any()
