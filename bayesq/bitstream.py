@@ -8,7 +8,7 @@ others are little-endian. A single tile without chunks has a head of 30 bytes or
 field                 bytes       meaning
 ====================  ==========  ======================================================================
 magic                 4           89 42 51 0A ("\\x89BQ\\n")
-version               1           2
+version               1           3
 mode                  1           0: grey, 1: RGB; 2 more where the sizes of tiles follow
 level                 1           quality level, 0 (smallest file) … 255 (best picture)
 chunk count           1           C
@@ -54,7 +54,7 @@ from typing import IO
 from bayesq.errors import BitstreamError
 
 MAGIC = b"\x89BQ\n"
-VERSION = 2
+VERSION = 3
 MAX_PIXELS = 1 << 28
 MAX_TILES = 1 << 16
 MAX_TILE_SIDE = 1 << 11

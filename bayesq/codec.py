@@ -107,7 +107,7 @@ class Codec(nn.Module):
     def build(cls, architecture: Architecture) -> Codec:
         """An untrained, trainable codec of the library's own design."""
         a = architecture
-        prior = Hyperprior(a.latents, a.leading, a.hyper, a.prior_width, a.certain)
+        prior = Hyperprior(a.latents, a.leading, a.hyper, a.prior_width, a.ways, a.seen, a.certain)
         codec = cls(
             Analysis(a.latents),
             Synthesis(a.latents, a.widths, a.depths),
@@ -228,7 +228,7 @@ class Codec(nn.Module):
     def synthesize(self, z: Tensor, level: int) -> Tensor:
         """Pictures ``(B, 3, H, W)`` in [0, 1] of latents ``(B, M, h, w)``, one after the other to save memory."""
         levels = self._levels(level, 1)
-        return torch.cat([self.runtime.synthesis(one, levels).clamp(0, 1) for one in z.split(1)])
+        return torch.cat([self.runtime.synthesis(one, levels).clamp_(0, 1) for one in z.split(1)])
 
     def decompress(self, payload: bytes, height: int, width: int, level: int) -> Tensor:
         """The picture ``(1, 3, H, W)`` in [0, 1] that a payload stands for; raises as ``latents``."""

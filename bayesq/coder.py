@@ -8,6 +8,9 @@ out of 2**24, stored with the model, and the range coder (Martin, "Range encodin
 cumulative sums. Handing it ``counts - 1``, integers that add up to 2**24 - n, makes the shares integers and the floor
 an identity, so that the counts come back unchanged.
 
+The tails of a table, where all counts are 1, are not looked up but coded like what is beyond the table: a few symbols
+are found several times as fast as a thousand.
+
 A symbol that can only be 0 has row −1 instead of one of the tables, and takes neither bits nor time.
 
 A stream is a whole number of 32-bit little-endian words: those of the range coder, then a CRC-32 of all symbols but
@@ -34,6 +37,8 @@ INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 @dataclass(frozen=True, eq=False)
 class Tables:
     """T probability tables over the symbols −R…R and one escape, which stands for every other integer.
+
+    What is coded with row t are the symbols within ``reach[t]``; the escape stands for all others there.
 
     Attributes:
         cdf: int32 (T, 2R+3); row t holds 0, then the cumulative counts of −R, …, R, escape, and ends with 2**24.
@@ -75,13 +80,24 @@ class Tables:
 
     @property
     def radius(self) -> int:
-        """R, the largest magnitude that is coded without an escape."""
+        """R, the largest magnitude that the tables tell from others."""
         return (self.cdf.shape[1] - 3) // 2
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """The largest magnitude of more than one count in each row, int32 (T,): all beyond is coded by an escape."""
+        likely = np.diff(self.cdf)[:, :-1] > 1
+        return np.where(likely, np.abs(np.arange(-self.radius, self.radius + 1)), 0).max(1).astype(np.int32)
+
+    @cached_property
+    def _escape_counts(self) -> np.ndarray:
+        rows = np.arange(len(self.cdf))
+        return TOTAL - (self.cdf[rows, self.radius + self.reach + 1] - self.cdf[rows, self.radius - self.reach])
 
     @cached_property
     def least_bits(self) -> np.ndarray:
         """What the likeliest symbol of each row costs, float64 (T,)."""
-        return PRECISION - np.log2(np.diff(self.cdf).max(1))
+        return PRECISION - np.log2(np.maximum(np.diff(self.cdf).max(1), self._escape_counts))
 
     def bits(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """What each symbol takes in a stream, float64 (N,); arguments as for `Encoder.put`. Their sum is its length."""
@@ -90,10 +106,10 @@ class Tables:
         return bits
 
     def _bits(self, symbols: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        category = self._category(symbols)
-        bits = PRECISION - np.log2(self.cdf[rows, category + 1] - self.cdf[rows, category])
-        excess = np.abs(symbols.astype(np.int64)) - self.radius
-        escaped = excess > 0
+        excess = np.abs(symbols.astype(np.int64)) - self.reach[rows]
+        escaped, category = excess > 0, self._category(symbols)
+        counts = self.cdf[rows, category + 1] - self.cdf[rows, category]
+        bits = PRECISION - np.log2(np.where(escaped, self._escape_counts[rows], counts))
         widths = _widths(excess[escaped])
         bits[escaped] += PRECISION - np.log2(_ESCAPE_COUNTS[2 * widths]) + widths
         return bits
@@ -121,9 +137,11 @@ class Tables:
         return Tables.from_masses(counted + weight * np.diff(self.cdf) / TOTAL)
 
     def model(self, row: int) -> stream.model.Categorical:
-        """The range coder's model of one row: symbol k is category k + R, the escape is category 2R + 1."""
+        """The range coder's model of one row of reach r: symbol k is category k + r, the escape is category 2r + 1."""
         if row not in self._models:
-            self._models[row] = _categorical(np.diff(self.cdf[row]))
+            reach = self.reach[row]
+            within = self.cdf[row, self.radius - reach : self.radius + reach + 2]
+            self._models[row] = _categorical(np.append(np.diff(within), self._escape_counts[row]))
         return self._models[row]
 
 
@@ -162,7 +180,7 @@ class Encoder:
         """Codes each symbol with its row of the tables.
 
         Args:
-            symbols: int32 (N,), any value; symbols beyond the radius cost an escape and an Elias-gamma code.
+            symbols: int32 (N,), any value; symbols beyond their row's reach cost an escape and an Elias-gamma code.
             rows: integers (N,) in [0, T), or −1 for symbols that are 0 and not written.
             tables: the probabilities.
 
@@ -176,18 +194,18 @@ class Encoder:
         written = symbols[coded]
         if np.count_nonzero(written) < np.count_nonzero(symbols):
             raise ValueError("symbols that are not written must be 0")
-        radius, escape = tables.radius, 2 * tables.radius + 1
-        values = written[np.argsort(rows, kind="stable")]
-        escaped = (values < -radius) | (values > radius)
-        categories = np.where(escaped, escape, values + np.int32(radius)).astype(np.int32)
-        for row, span in _groups(np.bincount(rows)):
+        values, counts = written[np.argsort(rows, kind="stable")], np.bincount(rows, minlength=len(tables.cdf))
+        reach = np.repeat(tables.reach, counts)
+        escaped = (values < -reach) | (values > reach)
+        categories = np.where(escaped, 2 * reach + 1, values + reach)
+        for row, span in _groups(counts):
             self._coder.encode(categories[span], tables.model(row))
         if escaped.any():
-            self._put_escapes(values[escaped].astype(np.int64), radius)
+            self._put_escapes(values[escaped].astype(np.int64), reach[escaped])
         self._crc = _checksum(written, self._crc)
 
-    def _put_escapes(self, values: np.ndarray, radius: int) -> None:
-        excess = np.abs(values) - radius
+    def _put_escapes(self, values: np.ndarray, reach: np.ndarray) -> None:
+        excess = np.abs(values) - reach
         widths = _widths(excess)
         self._coder.encode((2 * widths + (values < 0)).astype(np.int32), _ESCAPE_HEAD)
         for part, bits, shift in _binary_digits(widths):
@@ -239,10 +257,11 @@ class Decoder:
         try:
             for row, span in _groups(counts):
                 values[span] = self._coder.decode(tables.model(row), span.stop - span.start)
-            escaped = values == 2 * tables.radius + 1
-            values -= tables.radius
+            reach = np.repeat(tables.reach, counts)
+            escaped = values > 2 * reach
+            values -= reach
             if escaped.any():
-                values[escaped] = self._get_escapes(int(escaped.sum()), tables.radius)
+                values[escaped] = self._get_escapes(reach[escaped])
         except AssertionError as error:  # how constriction reports invalid data
             raise BitstreamError("the coded symbols are damaged") from error
         read = np.empty_like(values)
@@ -251,14 +270,14 @@ class Decoder:
         symbols[coded] = read
         return symbols
 
-    def _get_escapes(self, count: int, radius: int) -> np.ndarray:
-        heads = self._coder.decode(_ESCAPE_HEAD, count).astype(np.int64)
+    def _get_escapes(self, reach: np.ndarray) -> np.ndarray:
+        heads = self._coder.decode(_ESCAPE_HEAD, len(reach)).astype(np.int64)
         widths = heads >> 1
-        excess = np.ones(count, dtype=np.int64)
+        excess = np.ones(len(reach), dtype=np.int64)
         for part, bits, _ in _binary_digits(widths):
             digits = self._coder.decode(stream.model.Uniform(), (1 << bits).astype(np.int32))
             excess[part] = (excess[part] << bits) | digits
-        values = np.where(heads & 1, -1, 1) * (excess + radius)
+        values = np.where(heads & 1, -1, 1) * (excess + reach)
         if (values < INT32_MIN).any() or (values > INT32_MAX).any():
             raise BitstreamError("the coded symbols are damaged: one exceeds 32 bits")
         return values

@@ -4,10 +4,10 @@
       h so far ─► hyper network (integers) ─► p(next pass of h | passes before)
       h, codes so far ─► scale network (integers), mean network ─► p(next pass of z | h, passes before)
 
-Scale and mean hyperprior after Minnen et al. 2018. h takes four passes, and so do the leading channels of z, which hold
-most of what neighbours tell of each other; the others take two. The passes of a group share out its channels and
-positions like the colours of a checkerboard (He et al. 2021; four colours: Li et al. 2023), so that all but the first
-have coded neighbours in space and among channels.
+Scale and mean hyperprior after Minnen et al. 2018. h takes two or four passes, as do the leading channels of z, if any,
+which hold most of what neighbours tell of each other; the others take two. The passes of a group share out its channels
+and positions like the colours of a checkerboard (He et al. 2021; four colours: Li et al. 2023), so that all but the
+first have coded neighbours in space and among channels.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from torch import Tensor, nn
 
 from bayesq.coder import Tables, gaussian_tables
 from bayesq.conditionals import SCALE_COUNT, GaussianCells, dead_zones, scale_of
-from bayesq.networks.hyper import WAYS, HyperNetwork, in_units
+from bayesq.networks.hyper import HyperNetwork, in_units
 from bayesq.networks.integer import TrainableIntegerConv, convert_layers
 from bayesq.networks.passes import merge, part, passes_over
 from bayesq.networks.rate import Interpolated
-from bayesq.networks.scale import HYPER_UNIT, STRONGEST, MeanNetwork, ScaleNetwork, magnitude_code
+from bayesq.networks.scale import HYPER_UNIT, MeanNetwork, ScaleNetwork, magnitude_code
 from bayesq.networks.transforms import Pointwise, leaky_relu, precisely, quieten
 from bayesq.prior import Walk
 
 TABLE_RADIUS = 512
+STRONGEST = 128
+"""Channels of a group, at most, that means are foretold from; a multiple of 4."""
 
 
 def log_energy(z: Tensor) -> Tensor:
@@ -72,23 +74,26 @@ class Hyperprior(nn.Module):
 
     Args:
         latents: M, channels of z, even.
-        leading: How many of them are coded first, in four passes; a multiple of 4.
+        leading: How many of them are coded first; a multiple of 4.
         hyper: N, channels of h.
         width: Hidden channels of all its networks.
+        ways: Passes over h and over the leading channels.
+        seen: Channels of a group, at most, whose codes later passes see.
         certain: At table indexes below this a code is 0 by definition.
     """
 
     stride = 2
     dead_zones: Tensor
 
-    def __init__(self, latents: int, leading: int, hyper: int, width: int, certain: int) -> None:
+    def __init__(self, latents: int, leading: int, hyper: int, width: int, ways: int, seen: int, certain: int) -> None:
         super().__init__()
         self.hyper = hyper
-        self.passes = [*passes_over(slice(0, leading), 4), *passes_over(slice(leading, latents), 2)]
+        first = passes_over(slice(0, leading), ways) if leading else []
+        self.passes = [*first, *passes_over(slice(leading, latents), 2)]
         self.analysis = HyperAnalysis(latents, hyper, width)
-        self.laws = HyperNetwork(hyper)
-        self.scales = ScaleNetwork(hyper, self.passes, width)
-        self.means = MeanNetwork(hyper, self.passes, width)
+        self.laws = HyperNetwork(hyper, ways)
+        self.scales = ScaleNetwork(hyper, self.passes, width, seen)
+        self.means = MeanNetwork(hyper, self.passes, width, min(seen, STRONGEST))
         self.log_in, self.log_out = Interpolated(latents), Interpolated(latents)
         self.tables: Tables | None = None
         zones = dead_zones(scale_of(torch.arange(SCALE_COUNT)))
@@ -113,7 +118,7 @@ class Hyperprior(nn.Module):
         return [part(x[:, p.group], p.ways, p.turn) for x, p in latents]
 
     def image_latent(self, values: Sequence[Tensor]) -> Tensor:
-        groups = groupby(zip(self.passes, values[WAYS:], strict=True), lambda pair: pair[0].group)
+        groups = groupby(zip(self.passes, values[len(self.laws.passes) :], strict=True), lambda pair: pair[0].group)
         parts = [[value for _, value in pairs] for _, pairs in groups]
         return torch.cat([merge(them, len(them)) for them in parts], 1)
 
@@ -121,9 +126,9 @@ class Hyperprior(nn.Module):
         batch, height, width = size
         shape = batch, self.hyper, height // self.stride, width // self.stride
         h, known = torch.zeros(shape, device=level.device), []
-        for n in range(WAYS):
+        for n, p in enumerate(self.laws.passes):
             known.append((yield self._law(*self.laws.law(n, h, level))))
-            h = merge(known, WAYS)
+            h = merge(known, p.ways)
 
         h = in_units(h) / HYPER_UNIT
         (f, h), features = self.scales.start(h, level), self.means.start(h)
@@ -135,10 +140,11 @@ class Hyperprior(nn.Module):
             mean = part(self.means.mean(n, features) * gain_out[:, p.group], p.ways, p.turn)
             value = yield self._law(mean, self.scales.index(n, f, h, level))
             if n + 1 < len(self.passes):
-                magnitudes.append(magnitude_code(torch.round((value - mean).detach())))
-                values.append(value[:, : STRONGEST // p.ways])
+                codes = torch.round((value - mean).detach())[:, : self.scales.seen // p.ways]
+                magnitudes.append(magnitude_code(codes))
+                values.append(value[:, : self.means.seen // p.ways])
                 f = self.scales.extend(n + 1, f, merge(magnitudes, p.ways), level)
-                known = merge(values, p.ways) * gain_in[:, p.group][:, :STRONGEST]
+                known = merge(values, p.ways) * gain_in[:, p.group][:, : self.means.seen]
                 features = self.means.extend(n + 1, features, known)
 
     def _law(self, mean: Tensor, index: Tensor) -> GaussianCells:

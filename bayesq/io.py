@@ -193,8 +193,9 @@ def to_image(x: Tensor) -> Image.Image:
     """
     import torch
 
-    samples = (x.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().cpu().numpy()
-    return Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
+    samples = (x.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)[0].cpu().numpy()
+    planes = [Image.fromarray(plane) for plane in samples]
+    return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
 
 
 def is_grey(image: Image.Image) -> bool:

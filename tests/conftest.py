@@ -8,9 +8,8 @@ settings.load_profile("bayesq")
 os.environ["BAYESQ_RUNTIME"] = "torch"  # tests should neither depend on what is fastest here nor time it
 
 
-@pytest.fixture(scope="session")
-def tiny_codec():
-    """A codec of the library's own design at its analytic start, as small as can be and not exported."""
+def started(**sizes):
+    """A codec of the library's own design at its analytic start, not exported."""
     import torch
 
     from bayesq.architecture import Architecture
@@ -21,9 +20,22 @@ def tiny_codec():
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        codec = Codec.build(Architecture(24, 8, (16, 16), (1, 1), 16, 8))
+        codec = Codec.build(Architecture(**sizes))
     initialise(codec, Crops(sorted(data_dir().glob("*.png"))), torch.Generator().manual_seed(0), 64)
     return codec.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_codec():
+    """Built like ``base``, as small as can be, at its analytic start and not exported."""
+    return started(latents=24, hyper=8, widths=(16, 16), depths=(1, 1), prior_width=16, leading=8)
+
+
+@pytest.fixture(scope="session")
+def linear_codec():
+    """The same, built like ``fast``: linear transforms, few passes."""
+    sizes = {"latents": 24, "hyper": 8, "widths": (0, 0), "depths": (0, 0), "prior_width": 16}
+    return started(**sizes, leading=0, ways=2, seen=8)
 
 
 @pytest.fixture(scope="session")

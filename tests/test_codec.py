@@ -13,7 +13,6 @@ from bayesq import bitstream, files, rates, tiling
 from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import FORMAT, Codec
 from bayesq.errors import BitstreamError, ImageError, ModelError
-from bayesq.hyperprior import WAYS
 from bayesq.io import to_image
 from bayesq.networks.transforms import Pointwise
 from bayesq.prior import decode, drive
@@ -22,9 +21,14 @@ SIZES = [(1, 1), (1, 40), (16, 16), (31, 33), (70, 45)]
 LEVELS = [0, 100, 255]
 
 
+@pytest.fixture(scope="module", params=["tiny_codec", "linear_codec"])
+def trainable(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def codec(tiny_codec):
-    return tiny_codec.exported()
+def codec(trainable):
+    return trainable.exported()
 
 
 def picture(height, width):
@@ -44,7 +48,8 @@ def test_files_come_back(codec, size, level):
 def test_the_rate_is_that_of_the_file(codec, level):
     x = picture(256, 256)
     bits = codec.reconstruct(x, level)[1]
-    assert abs(8 * len(codec.compress(x, level)) - bits) < 0.03 * bits + 96
+    excess = 8 * len(codec.compress(x, level)) - bits
+    assert -0.05 * bits - 96 < excess < 0.03 * bits + 96  # what a law holds for impossible, an escape makes cheaper
 
 
 @pytest.mark.parametrize("size", [(1, 1), (17, 90), (48, 33), (64, 64)])
@@ -78,9 +83,9 @@ def test_quality_buys_fidelity_for_bits(codec):
     assert bits[0] < bits[1] < bits[2] and errors[0] > errors[1] > errors[2]
 
 
-def test_the_exported_codec_computes_what_the_trained_one_does(tiny_codec, codec):
+def test_the_exported_codec_computes_what_the_trained_one_does(trainable, codec):
     x = picture(70, 45)
-    ours, theirs = tiny_codec.quantize(x, 100), codec.quantize(x, 100)
+    ours, theirs = trainable.quantize(x, 100), codec.quantize(x, 100)
     for a, b in zip(ours.symbols, theirs.symbols, strict=True):
         assert torch.equal(a, b)
     assert torch.equal(ours.nats, theirs.nats)
@@ -106,7 +111,8 @@ def test_a_decoder_whose_floats_differ_reads_the_same_codes(codec):
     ours, theirs = (c.walk(1, 70, 45, torch.tensor([level])) for c in (codec, other))
     payload = codec.compress(x, level)
     pairs = list(zip(decode(ours, payload), decode(theirs, payload), strict=True))  # vouches for the codes
-    assert [torch.equal(a, b) for a, b in pairs] == [True] * WAYS + [False] * 6
+    of_h, of_z = len(codec.prior.laws.passes), len(codec.prior.passes)
+    assert [torch.equal(a, b) for a, b in pairs] == [True] * of_h + [False] * of_z
 
 
 @pytest.mark.parametrize("level", [-1, 256])
@@ -154,7 +160,7 @@ def test_samples_lie_in_the_cells_of_the_file(codec):
     cells = codec.quantize(x, level).cells
     for cell, target in zip(cells, codec.targets(x, torch.tensor([level])), strict=True):
         assert ((cell.centre - target).abs() <= cell.width / 2 + 1e-3).all()
-    of_z = slice(WAYS, None)
+    of_z = slice(len(codec.prior.laws.passes), None)
     for draw in codec.sample_latents(payload, 70, 45, level, 3, torch.Generator().manual_seed(0)).split(1):
         drawn = codec.prior.targets(draw, torch.tensor([level]))
         assert all(cell.contains(part).all() for cell, part in zip(cells[of_z], drawn[of_z], strict=True))
@@ -166,10 +172,10 @@ def test_samples_lie_in_the_cells_of_the_file(codec):
     assert 0 < spread < 0.2
 
 
-def test_saving_and_loading_change_nothing(tiny_codec, codec, tmp_path):
+def test_saving_and_loading_change_nothing(trainable, codec, tmp_path):
     first, second, x = tmp_path / "a" / "weights.safetensors", tmp_path / "b.safetensors", picture(70, 45)
     first.parent.mkdir()
-    digest = tiny_codec.save(first)
+    digest = trainable.save(first)
     loaded = Codec.load(first)
     assert loaded.name == "a" and loaded.model_id == digest[:8]
     payload = loaded.compress(x, 100)
@@ -178,8 +184,8 @@ def test_saving_and_loading_change_nothing(tiny_codec, codec, tmp_path):
     assert loaded.save(second) == digest and second.read_bytes() == first.read_bytes()
 
 
-def test_equal_codecs_are_equal_files(tiny_codec, tmp_path):
-    digests = {tiny_codec.save(tmp_path / "weights.safetensors") for _ in range(8)}
+def test_equal_codecs_are_equal_files(trainable, tmp_path):
+    digests = {trainable.save(tmp_path / "weights.safetensors") for _ in range(8)}
     assert len(digests) == 1
 
 
@@ -238,10 +244,10 @@ def test_exporting_leaves_the_codec_alone(tiny_codec):
 
 
 def test_codes_are_zero_and_free_at_the_smallest_indexes(codec):
-    coded, laws = codec.quantize(picture(96, 64), 40), []
+    coded, laws = codec.quantize(picture(96, 64), 0), []
     values = iter(coded.values)
     with torch.inference_mode():
-        drive(codec.walk(1, 96, 64, torch.tensor([40])), lambda n, law: laws.append(law) or next(values))
+        drive(codec.walk(1, 96, 64, torch.tensor([0])), lambda n, law: laws.append(law) or next(values))
     free = [law.index.round() < codec.architecture.certain for law in laws]
     for law, here, symbols in zip(laws, free, coded.symbols, strict=True):
         assert torch.equal(here, law.tables()[0] == -1) and not symbols[here].any()

@@ -267,16 +267,17 @@ def test_multipliers_are_checked(multiplier):
         layer.check()
 
 
-def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
+@pytest.mark.parametrize("seen", [4, 8])
+def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones(seen):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = ScaleNetwork(4, [*passes_over(slice(0, 8), 4), *passes_over(slice(8, 12), 2)], 16)
+        network = ScaleNetwork(4, [*passes_over(slice(0, 8), 4), *passes_over(slice(8, 12), 2)], 16, seen)
         for layer in network.modules():
             if isinstance(layer, TrainableIntegerConv):
                 torch.nn.init.normal_(layer.bias.anchors, std=0.3)
     generator = torch.Generator().manual_seed(0)
     h = torch.randint(-99, 100, (2, 4, 3, 2), generator=generator).float()
-    magnitudes = magnitude_code(torch.randint(-9999, 9999, (2, 8, 6, 4), generator=generator))
+    magnitudes = magnitude_code(torch.randint(-9999, 9999, (2, seen, 6, 4), generator=generator))
     level = torch.tensor([0, 255])
 
     def indexes():
@@ -295,10 +296,11 @@ def test_the_scale_network_gives_table_indexes_and_its_export_the_same_ones():
     assert torch.equal(indexes(), trained)
 
 
-def test_the_hyper_network_gives_laws_in_integers_from_what_is_known_and_its_export_the_same_ones():
+@pytest.mark.parametrize("ways", [2, 4])
+def test_the_hyper_network_gives_laws_in_integers_from_what_is_known_and_its_export_the_same_ones(ways):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = HyperNetwork(8)
+        network = HyperNetwork(8, ways)
         for layer in network.modules():
             if isinstance(layer, TrainableIntegerConv):
                 torch.nn.init.normal_(layer.weight, std=0.3)
@@ -307,10 +309,10 @@ def test_the_hyper_network_gives_laws_in_integers_from_what_is_known_and_its_exp
     h = torch.randint(-400, 400, (2, 8, 5, 4), generator=generator) / HYPER_UNIT
 
     def laws():
-        return torch.cat([value for n in range(4) for value in network.law(n, h, level)], 1).detach()
+        return torch.cat([value for n in range(ways) for value in network.law(n, h, level)], 1).detach()
 
     trained = laws()
-    means, indexes = trained.view(2, 4, 2, 2, 5, 4).transpose(0, 2).flatten(1)
+    means, indexes = trained.view(2, ways, 2, 8 // ways, 5, 4).transpose(0, 2).flatten(1)
     assert torch.equal(HYPER_UNIT * means, (HYPER_UNIT * means).round()) and means.unique().numel() > 10
     assert torch.equal(indexes, indexes.round()) and indexes.min() >= 0 and indexes.max() <= 63
     assert torch.equal(network.law(0, h, level)[1], network.law(0, 0 * h, level)[1])

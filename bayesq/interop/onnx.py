@@ -237,7 +237,9 @@ def _analysis(g: _Graph, a: Analysis, x: str, level: str) -> str:
 
 def _synthesis(g: _Graph, s: Synthesis, z: str, level: str) -> str:
     z = _gain(g, s.log_gain, z, level)
-    features = _stack(g, s.coarse, _conv(g, s.stem, z), level)
-    features = _stack(g, s.fine, _unfold(g, _conv(g, s.up, features), 2), level)
-    x = g("Add", _unfold(g, _conv(g, s.linear, z), BLOCK), _unfold(g, _conv(g, s.head, features), 8))
+    x = _unfold(g, _conv(g, s.linear, z), BLOCK)
+    if not s.is_linear:
+        features = _stack(g, s.coarse, _conv(g, s.stem, z), level)
+        features = _stack(g, s.fine, _unfold(g, _conv(g, s.up, features), 2), level)
+        x = g("Add", x, _unfold(g, _conv(g, s.head, features), 8))
     return g("Add", _lapping(g, s.lapping, x), g.constant(0.5))

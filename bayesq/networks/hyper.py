@@ -1,6 +1,6 @@
 """The laws of the hyper-latent h, in integers, since h stands before all other laws: no machine may differ in it.
 
-h is coded in four passes, and every pass but the first sees what those before it decoded.
+h is coded in two or four passes, and every pass but the first sees what those before it decoded.
 
     4h known so far, its log₂ magnitude ─► 3×3 ─► fₙ ─► 4 × mean of pass n, its table index
 """
@@ -16,8 +16,6 @@ from bayesq.networks.passes import part, passes_over
 from bayesq.networks.scale import HYPER_MAX, HYPER_UNIT, INDEX_UNIT, magnitude_code
 from bayesq.quantizers import StraightThrough
 
-WAYS = 4
-
 
 def in_units(h: Tensor) -> Tensor:
     """h in units of 1/4, in which it and its means are integers: rounded, with the gradient of the identity."""
@@ -29,11 +27,13 @@ class HyperNetwork(nn.Module):
 
     Args:
         hyper: N, channels of h.
+        ways: How many passes there are.
     """
 
-    def __init__(self, hyper: int) -> None:
+    def __init__(self, hyper: int, ways: int) -> None:
         super().__init__()
-        self.passes = passes_over(slice(0, hyper), WAYS)
+        self.ways = ways
+        self.passes = passes_over(slice(0, hyper), ways)
         later = self.passes[1:]
         self.contexts = nn.ModuleList(TrainableIntegerConv(2 * hyper, hyper, 3, 0, 255) for _ in later)
         self.means = nn.ModuleList(
@@ -45,7 +45,7 @@ class HyperNetwork(nn.Module):
         )
 
     def law(self, n: int, h: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and table indexes of pass n, ``(B, N/4, h, w)`` each, from h, zero where not yet known.
+        """Means and table indexes of pass n, ``(B, N/ways, h, w)`` each, from h, zero where not yet known.
 
         The first pass knows nothing: its means are 0, its indexes the biases.
         """
@@ -54,4 +54,4 @@ class HyperNetwork(nn.Module):
             known = in_units(h.clamp(-HYPER_MAX, HYPER_MAX))
             features = self.contexts[n - 1](torch.cat([known, magnitude_code(known.detach())], 1), level)
             mean = self.means[n - 1](features, level) / HYPER_UNIT
-        return part(mean, WAYS, n), part(self.indexes[n](features, level), WAYS, n)
+        return part(mean, self.ways, n), part(self.indexes[n](features, level), self.ways, n)

@@ -90,9 +90,11 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     """
     unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
     scaled_bias, scaled_multiplier = (bias.movedim(1, -1) + 2 ** (SHIFT - 1)) * unit, multiplier * unit
+    if not torch.is_grad_enabled():
+        real = _correlation(x.movedim(1, -1), weight).double()
+        torch.addcmul(scaled_bias, real, scaled_multiplier, out=real)
+        return real.floor_().float().clamp_(low, high).movedim(-1, 1)
     real = torch.addcmul(scaled_bias, _Correlation.apply(x.movedim(1, -1), weight), scaled_multiplier)
-    if not real.requires_grad:
-        return real.floor_().clamp_(low, high).float().movedim(-1, 1)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
     hidden = (low, high) == (0, INPUT_MAX)
     return (LeakyClamp if hidden else Clamp).apply(rounded, low, high).float().movedim(-1, 1)

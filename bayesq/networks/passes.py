@@ -37,32 +37,42 @@ def passes_over(group: slice, ways: int) -> list[Pass]:
     return [Pass(group, ways, turn) for turn in range(ways)]
 
 
-def squares(ways: int, turn: int) -> list[tuple[Places, slice]]:
-    """The four places in squares of 2 × 2, and which channels of its group a pass holds there.
+def squares(ways: int, turn: int) -> list[tuple[slice, list[Places]]]:
+    """Which channels of its group a pass holds, and in which of the four places in squares of 2 × 2.
 
     Of each ``ways`` neighbouring channels it is, where the colour is q, the (turn xor q)-th. Colours are those of a
     checkerboard, or the four places, those on a diagonal following each other.
     """
-    found: list[tuple[Places, slice]] = []
-    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    found: list[list[Places]] = [[] for _ in range(ways)]
+    for row, column in ((0, 0), (1, 1), (0, 1), (1, 0)):
         colour = (row + column) % 2 if ways == 2 else (row + column) % 2 * 2 + row
-        found.append(((..., slice(row, None, 2), slice(column, None, 2)), slice(turn ^ colour, None, ways)))
-    return found
+        found[colour].append((..., slice(row, None, 2), slice(column, None, 2)))
+    return [(slice(turn ^ colour, None, ways), places) for colour, places in enumerate(found)]
 
 
-def weave(piece: Callable[[Places, slice], Tensor], ways: int, turn: int, height: int, width: int) -> Tensor:
+def weave(
+    pieces: Callable[[slice, list[Places]], Sequence[Tensor]], ways: int, turn: int, height: int, width: int
+) -> Tensor:
     """What a pass holds, ``(B, M/ways, h, w)``, from a function that gives it for the items of ``squares``."""
-    pieces = [(places, piece(places, channels)) for places, channels in squares(ways, turn)]
-    batch, channels = pieces[0][1].shape[:2]
-    result = pieces[0][1].new_empty(batch, height, width, channels).movedim(-1, 1)
-    for places, values in pieces:
-        result[places] = values
+    found = [
+        (place, piece)
+        for channels, places in squares(ways, turn)
+        for place, piece in zip(places, pieces(channels, places), strict=True)
+    ]
+    batch, channels = found[0][1].shape[:2]
+    result = found[0][1].new_empty(batch, height, width, channels).movedim(-1, 1)
+    for place, piece in found:
+        result[place] = piece
     return result
 
 
 def part(z: Tensor, ways: int, turn: int) -> Tensor:
     """What a pass holds of a group z ``(B, M, h, w)``: ``(B, M/ways, h, w)``."""
-    return weave(lambda places, channels: z[:, channels][places], ways, turn, *z.shape[-2:])
+
+    def pieces(channels: slice, places: list[Places]) -> list[Tensor]:
+        return [z[:, channels][place] for place in places]
+
+    return weave(pieces, ways, turn, *z.shape[-2:])
 
 
 def merge(parts: Sequence[Tensor], ways: int) -> Tensor:
@@ -70,6 +80,7 @@ def merge(parts: Sequence[Tensor], ways: int) -> Tensor:
     batch, channels, height, width = parts[0].shape
     z = parts[0].new_zeros(batch, height, width, channels * ways).movedim(-1, 1)
     for turn, values in enumerate(parts):
-        for places, mine in squares(ways, turn):
-            z[:, mine][places] = values[places]
+        for mine, places in squares(ways, turn):
+            for place in places:
+                z[:, mine][place] = values[place]
     return z

@@ -22,8 +22,6 @@ from bayesq.networks.transforms import Pointwise, leaky_relu, precisely, quieten
 
 HYPER_UNIT, HYPER_MAX = 4, 63
 INDEX_UNIT = 8.0
-STRONGEST = 128
-"""Channels of a group, at most, that means are foretold from; a multiple of 4."""
 
 
 def magnitude_code(symbols: Tensor) -> Tensor:
@@ -42,16 +40,18 @@ class ScaleNetwork(nn.Module):
         hyper: N, channels of h.
         passes: Of the walk.
         width: Hidden channels.
+        seen: Channels of a group, at most, whose codes later passes see.
     """
 
-    def __init__(self, hyper: int, passes: Sequence[Pass], width: int) -> None:
+    def __init__(self, hyper: int, passes: Sequence[Pass], width: int, seen: int) -> None:
         super().__init__()
         self.inlet = TrainableIntegerConv(hyper, width, 1, 0, 255, weight_unit=2)
         self.middle = TrainableIntegerConv(width, width, 3, 0, 255)
         self.expand = TrainableIntegerConv(width, 4 * width, 1, 0, 255)
         context = width // 2
-        self.passes = passes
-        self.contexts = nn.ModuleList(TrainableIntegerConv(p.channels, context, 3, 0, 255) for p in passes[:-1])
+        self.passes, self.seen = passes, seen
+        known = [min(p.channels, seen) for p in passes[:-1]]
+        self.contexts = nn.ModuleList(TrainableIntegerConv(count, context, 3, 0, 255) for count in known)
         self.merges = nn.ModuleList(TrainableIntegerConv(width + context, width, 1, 0, 255) for _ in passes[1:])
         self.heads = nn.ModuleList(
             TrainableIntegerConv(
@@ -67,7 +67,7 @@ class ScaleNetwork(nn.Module):
         return F.pixel_shuffle(f, 2), h
 
     def extend(self, n: int, f: Tensor, magnitudes: Tensor, level: Tensor) -> Tensor:
-        """fₙ from fₙ₋₁ and ``magnitude_code`` of the codes in the group of pass n − 1, zero where not yet known."""
+        """fₙ from fₙ₋₁ and ``magnitude_code`` of the first codes in the group of pass n − 1, zero if not yet known."""
         context = self.contexts[n - 1](magnitudes, level)
         return self.merges[n - 1](torch.cat([f, context], 1), level)
 
@@ -78,10 +78,11 @@ class ScaleNetwork(nn.Module):
         """
         head, this = self.heads[n], self.passes[n]
 
-        def piece(places: Places, channels: slice) -> Tensor:
-            return head(torch.cat([f[places], h], 1), level, channels)
+        def pieces(channels: slice, places: list[Places]) -> Sequence[Tensor]:
+            known = torch.cat([torch.cat([f[place], h], 1) for place in places])
+            return head(known, level.repeat(len(places)), channels).chunk(len(places))
 
-        return weave(piece, this.ways, this.turn, *f.shape[-2:])
+        return weave(pieces, this.ways, this.turn, *f.shape[-2:])
 
 
 class MeanNetwork(nn.Module):
@@ -93,15 +94,17 @@ class MeanNetwork(nn.Module):
         hyper: N, channels of h.
         passes: Of the walk.
         width: Hidden channels.
+        seen: Channels of a group, at most, whose values later passes see.
     """
 
-    def __init__(self, hyper: int, passes: Sequence[Pass], width: int) -> None:
+    def __init__(self, hyper: int, passes: Sequence[Pass], width: int, seen: int) -> None:
         super().__init__()
+        self.seen = seen
         self.inlet = nn.Conv2d(hyper, width, 3, padding=1)
         self.expand = Pointwise(width, 4 * width)
-        seen = [min(p.channels, STRONGEST) for p in passes[:-1]]
-        self.contexts = nn.ModuleList(nn.Conv2d(known, width, 3, padding=1) for known in seen)
-        self.merges = nn.ModuleList(Pointwise(2 * width, width) for _ in seen)
+        known = [min(p.channels, seen) for p in passes[:-1]]
+        self.contexts = nn.ModuleList(nn.Conv2d(count, width, 3, padding=1) for count in known)
+        self.merges = nn.ModuleList(Pointwise(2 * width, width) for _ in known)
         heads = [Pointwise(width, p.channels) for p in passes]
         for layer in heads:
             quieten(layer, 0.1 * width**-0.5)
@@ -115,7 +118,7 @@ class MeanNetwork(nn.Module):
     def extend(self, n: int, features: Tensor, known: Tensor) -> Tensor:
         """Features of pass n from those before and the first values in the group of pass n − 1.
 
-        The values, of ``STRONGEST`` channels at most, are over their gain, and zero where not yet known.
+        The values are over their gain, and zero where not yet known.
         """
         context = leaky_relu(self.contexts[n - 1](known))
         return leaky_relu(self.merges[n - 1](torch.cat([features, context], 1)))

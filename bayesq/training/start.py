@@ -93,7 +93,7 @@ def initialise(codec: Codec, crops: Crops, generator: torch.Generator, count: in
     prior = codec.prior
     assert isinstance(prior, Hyperprior) and codec.architecture is not None
     assert isinstance(codec.analysis, Analysis) and isinstance(codec.synthesis, Synthesis)
-    assert codec.analysis.linear.bias is not None and codec.synthesis.head.bias is not None
+    assert codec.analysis.linear.bias is not None
     pictures = torch.cat([crops.draw(64, 128, generator) for _ in range(math.ceil(count / 64))])
     kernel = best_lapping(pictures[:512])
     codec.analysis.lapping.kernel.copy_(kernel)
@@ -103,8 +103,11 @@ def initialise(codec: Codec, crops: Crops, generator: torch.Generator, count: in
     codec.analysis.linear.weight.copy_(components[:, :, None, None])
     codec.analysis.linear.bias.zero_()
     codec.synthesis.linear.weight.copy_(components.T[:, :, None, None])
-    codec.synthesis.head.weight.mul_(0.1)
-    codec.synthesis.head.bias.zero_()
+    if not codec.synthesis.is_linear:
+        head = codec.synthesis.head
+        assert head.bias is not None
+        head.weight.mul_(0.1)
+        head.bias.zero_()
 
     levels = torch.linspace(0, LEVELS - 1, ANCHORS)
     log_gains = (
