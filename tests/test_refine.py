@@ -16,7 +16,6 @@ from bayesq.conditionals import GaussianCells
 from bayesq.errors import ImageError, ModelError
 from bayesq.inference import refine
 from bayesq.io import to_tensor
-from bayesq.networks.hyper import WAYS
 from bayesq.networks.rate import rate_weight
 from bayesq.prior import decode, information
 from bayesq.resources import data_dir
@@ -98,7 +97,7 @@ def test_latents_feel_the_distortion_and_what_follows(codec, image):
     tile = tile_of(codec, image)
     distortion, foretold = gradients(tile, tile.start())
     assert all(gradient.isfinite().all() for gradient in (*distortion, *foretold))
-    assert all((gradient != 0).any() for gradient in (*distortion[WAYS:], *foretold[:-1]))
+    assert all((gradient != 0).any() for gradient in (*distortion[len(codec.prior.laws.passes) :], *foretold[:-1]))
     assert (foretold[-1] == 0).all()
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from bayesq.bitstream import Box
 from bayesq.codec import Codec
-from bayesq.coder import TOTAL, Tables
+from bayesq.coder import Tables
 from bayesq.conditionals import Conditional
 from bayesq.errors import ModelError
 from bayesq.networks.integer import exact_arithmetic
@@ -197,13 +197,12 @@ def price_of(codes: Tensor, conditional: Conditional, prices: Tensor) -> Tensor:
 
 
 def prices_of(tables: Tables) -> Tensor:
-    """What each code costs by each table, nats: ``(T + 1, 2R + 3)``, one column for all beyond R and one for −R.
+    """What each code costs by each table, nats: ``(T + 1, 2R + 3)``, one column more at either end for all beyond R.
 
     The last row is that of elements of table −1, which are 0 by definition.
     """
-    escape_first = np.roll(np.diff(tables.cdf), 1, axis=1)
-    shares = np.concatenate([escape_first, escape_first[:, :1]], 1) / TOTAL
-    certain = np.zeros_like(shares[:1])
-    certain[:, shares.shape[1] // 2] = 1
-    with np.errstate(divide="ignore"):
-        return torch.from_numpy(-np.log(np.concatenate([shares, certain]))).float()
+    beyond, rows = tables.radius + 1, len(tables.cdf)
+    codes = np.arange(-beyond, beyond + 1, dtype=np.int32)
+    bits = tables.bits(np.tile(codes, rows), np.repeat(np.arange(rows), len(codes))).reshape(rows, -1)
+    certain = np.where(codes == 0, 0.0, np.inf)[None]
+    return torch.from_numpy(math.log(2) * np.concatenate([bits, certain])).float()
