@@ -149,6 +149,13 @@ def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
     assert (layer.rounded(layer.shaped(inside)) != draft.rounded).float().mean() < 0.01
 
 
+def test_inputs_of_many_bits_may_go_beyond_what_was_seen(draft):
+    draft = draft.with_activation(16)
+    layer = draft.built(Affine(8), *nearest(draft, Affine(8), whole_range))
+    beyond = 3 * draft.inputs
+    assert torch.allclose(layer.rounded(beyond), beyond, atol=float(draft.step))
+
+
 @pytest.mark.parametrize("shapes", [(), (Centre(), Smooth(0.5))], ids=["raw", "shaped"])
 def test_noise_leaves_what_a_layer_computes_and_lowers_the_error_of_its_input(draft, shapes):
     for bits in (5, 14):
