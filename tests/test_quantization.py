@@ -1,8 +1,10 @@
 """Quantised codecs: shapes change nothing, reconstruction helps, allocations keep to budgets, files load."""
 
+import ctypes
 import dataclasses
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from bayesq import operators, zoo
 from bayesq.codec import Codec
 from bayesq.errors import ModelError
 from bayesq.metrics import psnr
-from bayesq.quantization import RECIPES, Calibration, Recipe, Tuning, quantize, recipe_called
+from bayesq.quantization import RECIPES, Calibration, Recipe, Tuning, allocation, quantize, recipe_called
 from bayesq.quantization.allocation import greedy, integer_program, monotone
 from bayesq.quantization.calibration import convolutions, observe
 from bayesq.quantization.cost import cost, layer_costs
@@ -147,6 +149,13 @@ def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
     assert (layer.rounded(layer.shaped(inside)) != draft.rounded).float().mean() < 0.01
 
 
+def test_inputs_of_many_bits_may_go_beyond_what_was_seen(draft):
+    draft = draft.with_activation(16)
+    layer = draft.built(Affine(8), *nearest(draft, Affine(8), whole_range))
+    beyond = 3 * draft.inputs
+    assert torch.allclose(layer.rounded(beyond), beyond, atol=float(draft.step))
+
+
 @pytest.mark.parametrize("shapes", [(), (Centre(), Smooth(0.5))], ids=["raw", "shaped"])
 def test_noise_leaves_what_a_layer_computes_and_lowers_the_error_of_its_input(draft, shapes):
     for bits in (5, 14):
@@ -220,6 +229,19 @@ def test_layers_of_little_harm_are_not_lost_beside_one_of_much():
     again = integer_program(1e9 * harm[1:], costs[:, 1:], left)
     rows = np.arange(1, 5)
     assert harm[rows, choice[1:]].sum() == pytest.approx(harm[rows, again].sum(), rel=1e-5)
+
+
+def test_what_the_solver_prints_is_kept_from_stdout(monkeypatch, capfd):
+    solve, library = allocation.milp, ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
+
+    def talkative(*args, **settings):
+        library.puts(b"a line of the solver's own")
+        return solve(*args, **settings)
+
+    monkeypatch.setattr(allocation, "milp", talkative)
+    integer_program(*problem())
+    library.fflush(None)
+    assert capfd.readouterr().out == ""
 
 
 def test_monotone_allocations_are_monotone():

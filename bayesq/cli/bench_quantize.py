@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="recipes, or weights files of quantised models, or all (default: w8a8,mixed5,mixed4)",
     )
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="photographs to calibrate on")
-    parser.add_argument("--crops", type=common.several, default=32, metavar="N", help="crops (default: %(default)s)")
+    parser.add_argument("--crops", type=common.several, default=64, metavar="N", help="crops (default: %(default)s)")
     parser.add_argument("-q", "--qualities", type=_numbers, metavar="Q,Q,...", help="points of the curves")
     parser.add_argument("--limit", type=common.positive, metavar="N", help="only the first N pictures")
     parser.add_argument("-o", "--output", metavar="JSON", help="write the results")

@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="write g_a and g_s for an engine too, as analysis.* and synthesis.*",
     )
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="photographs (default: the sample ones)")
-    parser.add_argument("--crops", type=common.several, default=32, metavar="N", help="crops (default: %(default)s)")
+    parser.add_argument("--crops", type=common.several, default=64, metavar="N", help="crops (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of crops (default: %(default)s)")
     common.add_output_options(parser)
     common.add_talk_options(parser)

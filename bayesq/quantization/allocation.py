@@ -12,7 +12,11 @@ All raise ModelError where even the cheapest formats exceed a budget.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -27,6 +31,24 @@ def _check(costs: np.ndarray, budgets: np.ndarray) -> None:
     least = costs.min(2).sum(1)
     if (least > budgets * (1 + 1e-9)).any():
         raise ModelError(f"no formats are within the budget: at least {least.tolist()} of {budgets.tolist()}")
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Within the block, what compiled code prints goes to standard error.
+
+    HiGHS 1.12 prints a line of its own whatever it is told (ERGO-Code/HiGHS #2783), which would end up in JSON.
+    """
+    library = ctypes.CDLL("ucrtbase" if os.name == "nt" else None)
+    library.fflush(None)
+    stdout = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        library.fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def integer_program(harm: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
@@ -45,16 +67,17 @@ def integer_program(harm: np.ndarray, costs: np.ndarray, budgets: np.ndarray) ->
     layers, formats = harm.shape
     one_each = np.kron(np.eye(layers), np.ones(formats))
     scale = np.maximum(budgets, 1e-12)
-    result = milp(
-        excess.ravel(),
-        integrality=np.ones(harm.size),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            LinearConstraint(costs.reshape(len(costs), -1) / scale[:, None], -np.inf, budgets / scale),
-        ],
-        options={"mip_rel_gap": 1e-6, "time_limit": 20},
-    )
+    with _stdout_to_stderr():
+        result = milp(
+            excess.ravel(),
+            integrality=np.ones(harm.size),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(costs.reshape(len(costs), -1) / scale[:, None], -np.inf, budgets / scale),
+            ],
+            options={"mip_rel_gap": 1e-6, "time_limit": 20},
+        )
     if result.x is None:
         raise ModelError(f"no allocation found ({result.message})")
     return result.x.reshape(harm.shape).argmax(1)

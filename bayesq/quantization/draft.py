@@ -15,6 +15,9 @@ from bayesq.quantization.layers import GRID, QuantizedConv, Spec
 
 COLUMNS = 4096
 """Positions that weights are reconstructed on, at most, a layer."""
+HEADROOM = 4
+"""How much farther than what calibration saw inputs of more than eight bits reach. Latents that few crops have at all
+go far beyond, and two of 16 bits are nothing beside what is lost where inputs are clipped."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Draft:
         """With inputs of so many bits, in one range for all or one for each channel; errors count by sensitivity."""
         form = Affine(bits, 0 if by_channel else None, symmetric=False)
         values, weights = (x.transpose(0, 1).contiguous() for x in (self.inputs, self.sensitivity))
-        fitted = form.fit(values, weights + 1e-30, span)
+        fitted = form.fit(values * (HEADROOM if bits > 8 else 1), weights + 1e-30, span)
         return replace(self, activation=bits, step=fitted["scale"][:, 0], zero=fitted["zero"][:, 0].int())
 
     def columns(self, inputs: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from bayesq.quantization.rounding import corrected, nearest
 from bayesq.training.data import Crops, find_pictures
 
 log = logging.getLogger(__name__)
-CROPS, SIDE = 32, 128
+CROPS, SIDE = 64, 128
 
 
 @dataclass(frozen=True)
