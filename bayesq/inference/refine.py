@@ -42,7 +42,7 @@ FIRST_STEPS = 2
 CURVATURE = 12.0
 """Of the parabola, nats, by high-rate theory: at an error of D = 1/12 the rate −½ log D falls by 6 nats a unit of D, so
 that squared errors are worth 6 nats each; their curvature is twice that."""
-WARMTH = 0.25
+WARMTH = 0.2
 """Temperature at the start, nats, for each doubling of the steps, and for two more; it falls linearly to 0."""
 PACE = 0.4
 """How far a parabola's bottom follows a new gradient: all latents move at once, and by the whole they overshoot."""
