@@ -12,6 +12,7 @@ from PIL import Image
 
 from bayesq import files, zoo
 from bayesq.architecture import Architecture
+from bayesq.bitstream import VERSION
 from bayesq.cli import main
 from bayesq.codec import Codec
 from bayesq.resources import data_dir
@@ -87,7 +88,7 @@ def test_map_of_what_the_file_leaves_open(coded, model, tmp_path, capsys):
 def test_info(coded, capsys):
     assert main(["info", str(coded)]) == 0
     line = capsys.readouterr().out
-    assert line.startswith("bayesq v2, 40 x 30 RGB, quality 50, model ")
+    assert line.startswith(f"bayesq v{VERSION}, 40 x 30 RGB, quality 50, model ")
     assert line.endswith("checksums ok\n")
 
 

@@ -198,7 +198,7 @@ def test_a_description_says_what_the_file_holds():
     data = files.encode(image, CODEC, 50)
     description = files.describe(data)
     assert dataclasses.asdict(description) == {
-        "format_version": 2,
+        "format_version": bitstream.VERSION,
         "width": 13,
         "height": 7,
         "mode": "LA",
