@@ -26,7 +26,7 @@ BLOCK = 16
 leaky_relu = partial(F.leaky_relu, negative_slope=0.1, inplace=True)
 """Rectified units without a slope die by the hundred in residual branches that nothing normalises.
 
-In place, here as elsewhere: new memory costs about as much as what is done with it.
+In place, which saves new memory; what convolutions give is not needed for their gradients.
 """
 
 
