@@ -149,8 +149,8 @@ def restore(
         algorithm: Any ``Algorithm`` of a ``Posterior``: ``DAPS``, with the shipped denoiser for prior, or ``VBLE``, or
             ``MAPz`` for a point estimate. By default the best for the problem (``default_algorithm``), or ``VBLE`` if
             a codec or a quality is asked for.
-        steps: Iterations on the first grid, by default 50 or the algorithm's own default; each later one starts from
-            the mean found so far and takes 2/5 of them.
+        steps: Iterations on the first grid, by default 50, or those of ``DAPS.default_steps``; each later one starts
+            from the mean found so far and takes 2/5 of them.
         grids: Positions of the picture on the codec's grid, 1 to 4. The prior is not quite invariant under translation;
             an equal mixture of priors is. It shows no block borders, gains some tenths of a decibel, and its samples
             spread more truly. Algorithms on pixels have no grid, and search once.
@@ -180,7 +180,7 @@ def restore(
     if algorithm is None:
         algorithm = VBLE if codec or quality is not None else default_algorithm(likelihood)
     on_pixels = getattr(algorithm, "func", algorithm) is DAPS  # func: a partial's
-    steps = steps or (DAPS.default_steps if on_pixels else STEPS)
+    steps = steps or (DAPS.default_steps(physics) if on_pixels else STEPS)
     codec = None if on_pixels else codec or zoo.shared()
     generator = generator or torch.Generator().manual_seed(0)
     level = level_of(default_quality(physics) if quality is None else quality)

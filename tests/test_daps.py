@@ -64,11 +64,26 @@ def test_samples_follow_a_posterior_that_is_known(noise_alone):
     assert search.cells(state) == []
 
 
+@pytest.mark.parametrize("count", [6, 7])
+def test_samples_behind_an_operator_are_mirrored_at_the_estimate(photo, count):
+    physics = operators.blur("gaussian:1.5", photo.shape[-2:], 0.01)
+    y = operators.degrade(photo.clamp(0.3, 0.7), physics, generator())
+    search = DAPS(Posterior(y, from_physics(physics), None, torch.zeros(1), tuple(photo.shape[-2:])), 2)
+    state, _ = search.step(search.init(y.clamp(0, 1)), generator())
+    draws = search.sample(state, count, generator())
+    assert len(draws) == count
+    torch.testing.assert_close(draws.mean(0), state.picture)
+    away = draws - draws.mean(0)
+    if count % 2 == 0:
+        torch.testing.assert_close(away[::2], -away[1::2], atol=1e-5, rtol=0)
+    assert away[0].std() > 0.003 and (away[0] * away[2]).mean().abs() < 0.3 * away.var()
+
+
 def test_the_search_fits_the_measurement_and_the_samples_differ(photo):
     physics = operators.blur("gaussian:1.5", photo.shape[-2:], 0.01)
     y = operators.degrade(photo, physics, generator())
     found, again = (restore(y, physics, algorithm=DAPS, samples=6, calibrated=False) for _ in range(2))
-    assert found.cells == [] and found.quality is None and len(found.trace) == DAPS.default_steps
+    assert found.cells == [] and found.quality is None and len(found.trace) == DAPS.default_steps(physics)
     assert psnr(found.mean, photo) > psnr(y, photo) + 2
     assert all(psnr(found.mean, photo) > psnr(sample, photo) for sample in found.samples)
     assert (physics.A(found.mean) - y).square().mean().sqrt() < 0.015

@@ -15,6 +15,7 @@ from importlib import import_module
 import bayesq
 from bayesq.cli import common
 from bayesq.errors import BayesqError
+from bayesq.memory import keep_freed
 
 COMMANDS = ["demo", "restore", "report", "degrade", "encode", "decode", "info"]
 COMMANDS += ["models", "train", "calibrate", "quantize", "bench", "completion"]
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     common.start_logging(args)
+    keep_freed()
     try:
         status = args.run(args)
         sys.stdout.flush()

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
-from typing import ClassVar, TypeGuard, cast
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
-from deepinv.physics import Decolorize, Demosaicing, Denoising, Inpainting, LinearPhysics, StructuredRandom
+from deepinv.physics import (
+    Blur,
+    BlurFFT,
+    Decolorize,
+    Demosaicing,
+    Denoising,
+    Inpainting,
+    LinearPhysics,
+    Physics,
+    StructuredRandom,
+)
 from torch import Tensor
 
 from bayesq import zoo
@@ -29,7 +38,7 @@ STRIDE = 5
 NEARBY = 5
 PICKING = Inpainting, Demosaicing, Decolorize, StructuredRandom
 """Operators that show part of the values, and those as they are."""
-TOLERANCE = 0.05
+TOLERANCE = 0.1
 """Of draws, in their deviations."""
 
 
@@ -59,12 +68,14 @@ class DAPS:
     matter the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so
     far hardly counts then but in place of values that say nothing.
 
-    A sample is the end of a chain from there. At each of a few falling levels it adds noise, asks the denoiser for the
-    law of the picture given the noisy one, N(mean, diag s²), and draws from that law times p(y | x). The law is treated
-    as if values were independent, which they are not: what noisy measurements say is believed too readily, the more so
-    the longer the chain. So s counts ``doubt`` times, and samples are moved to have the search's estimate for mean,
-    which errs less than theirs. Where nothing needs to be conditioned, chains start from the measurement, and follow
-    the reverse diffusion. Nothing is propagated back through the denoiser.
+    Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s, times p(y | x).
+    Behind an operator the denoiser is asked once, of the estimate with noise of ``restart``, and all samples are drawn
+    from its answer, in pairs mirrored at the estimate: what is measured weakly or not at all is as uncertain as the
+    denoiser finds it. Where noise is all that is the matter a sample ends a chain of its own, at falling levels, each
+    of which starts from a draw of the last; white noise of a known level starts it from the measurement, and it follows
+    the reverse diffusion. The law is treated as if values were independent, which they are not: what noisy
+    measurements say is believed too readily. So s counts ``doubt`` times, and samples are moved to have the search's
+    estimate for mean, which errs less than theirs. Nothing is propagated back through the denoiser.
 
     What the noise owes to the picture or to chance (the photons' number, a level that is not known, outliers) is found
     along with it: before every step its law is taken as that of Gaussian noise, given the picture so far
@@ -76,7 +87,8 @@ class DAPS:
     Sources: Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing", CVPR 2025, in
     which the deviation depends on the level alone, and draws are by Langevin steps; for the search, Zhang et al.,
     "Plug-and-play image restoration with deep denoiser prior", 2021; for noise alone, Ho et al., "Denoising diffusion
-    probabilistic models", 2020.
+    probabilistic models", 2020; for mirrored pairs, Knollmüller and Enßlin, "Metric Gaussian variational inference",
+    2019.
 
     Attributes:
         posterior: Measurement and likelihood; the codec and the prior's weight are not used.
@@ -90,8 +102,7 @@ class DAPS:
             measurement's noise passes stronger than the denoiser is told; with much less the search diverges at blurs.
         momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
         faint: The same where noise is all that is the matter.
-        restart: σ at the start of a chain; at least the measurement's, and that where noise is all that is the matter.
-            With less, what blurs and reductions leave open is told too surely.
+        restart: σ of the law behind an operator.
         finest: σ at the end of a chain.
         ratio: How much smaller each σ of a chain is than that before, about.
         doubt: What s is multiplied by.
@@ -108,15 +119,19 @@ class DAPS:
     weight: float = 0.3
     momentum: float = 1.0
     faint: float = 0.03
-    restart: float = 0.3
+    restart: float = 0.15
     finest: float = 0.01
     ratio: float = 3.2
     doubt: float = 1.5
-    default_steps: ClassVar[int] = 16
 
     def __post_init__(self) -> None:
         if not self.takes(self.posterior.likelihood):
             raise OperatorError("DAPS takes noise that is nearly Gaussian behind a linear operator")
+
+    @staticmethod
+    def default_steps(physics: Physics) -> int:
+        """After how many steps a search has found what it will find: 8 for blurs, 16 where values are missing."""
+        return 8 if isinstance(physics, Blur | BlurFFT) else 16
 
     @staticmethod
     def takes(likelihood: object) -> TypeGuard[NearlyGaussian]:
@@ -157,18 +172,31 @@ class DAPS:
 
     @torch.no_grad()
     def sample(self, state: Annealed, n: int, generator: torch.Generator) -> Tensor:
-        draw = self._reverse if self._white_noise_alone else partial(self._chain, state.picture)
-        draws = torch.stack([draw(place, generator) for place in range(n)])
-        moved = state.picture - draws.mean(0) if n > 1 and state.count else 0
-        return (draws + moved).clamp(0, 1)
+        if self._white_noise_alone:
+            draws = [self._reverse(place, generator) for place in range(n)]
+        elif self._noise_alone:
+            draws = [self._chain(state.picture, place, generator) for place in range(n)]
+        else:
+            draws = self._around(state.picture, n, generator)
+        samples = torch.stack(draws)
+        moved = state.picture - samples.mean(0) if n > 1 and state.count else 0
+        return (samples + moved).clamp(0, 1)
+
+    def _around(self, x: Tensor, n: int, generator: torch.Generator) -> list[Tensor]:
+        sigma = max(self.restart, self._level(x))
+        _, std = self._moments(x + sigma * _noise(x, generator), sigma, 0)
+        nothing = torch.zeros_like(x)
+        draws: list[Tensor] = []
+        while len(draws) < n:
+            y, noise = self._measured(x, generator, drawn=True)
+            away = self._conditioned(nothing, std, torch.zeros_like(y), noise, generator)
+            draws += [x + away, x - away]
+        return draws[:n]
 
     def _chain(self, x: Tensor, place: int, generator: torch.Generator) -> Tensor:
-        restart = 0.0 if self._noise_alone else self.restart
-        for turn, sigma in enumerate(self._falling(max(restart, self._level(x))), place):
+        for turn, sigma in enumerate(self._falling(self._level(x)), place):
             mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
-            y, noise = self._measured(mean, generator, drawn=True)
-            physics = self._likelihood.physics
-            x = condition(mean, self.doubt * std, y, physics, noise, generator, TOLERANCE)
+            x = self._conditioned(mean, std, *self._measured(mean, generator, drawn=True), generator)
         return x
 
     def _reverse(self, place: int, generator: torch.Generator) -> Tensor:
@@ -230,6 +258,9 @@ class DAPS:
     def _grey(self) -> bool:
         y = self.posterior.y
         return y.ndim == 4 and y.shape[1] == 3 and torch.equal(y[:, :2], y[:, 1:])
+
+    def _conditioned(self, mean: Tensor, std: Tensor, y: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
+        return condition(mean, self.doubt * std, y, self._likelihood.physics, noise, generator, TOLERANCE)
 
     def _fit(self, y: Tensor, sigma: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         return condition(mean, std, y, self._likelihood.physics, sigma)
