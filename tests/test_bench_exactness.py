@@ -5,9 +5,11 @@ import json
 import pytest
 from PIL import Image
 
+from bayesq import zoo
 from bayesq.bench import exactness
 from bayesq.bench.exactness import Outcome, Report, Setting
 from bayesq.cli import main
+from bayesq.quantization import RECIPES, Calibration, quantize
 from bayesq.resources import data_dir
 
 SETTINGS = {setting.name: setting for setting in exactness.SETTINGS}
@@ -36,6 +38,16 @@ def test_settings_read_what_others_wrote_and_broken_ones_do_not_pass(small_codec
     assert report.symbols > 0 and report.files >= 1
     assert report.garbled == report.deviating == len(settings[:-1]) ** 2 - len(sound) ** 2
     assert "failed" in report.text() and "abacus" in report.text()
+
+
+def test_symbols_of_quantised_models_are_exact_and_their_pixels_are_not_bounded(small_codec_path, pictures, tmp_path):
+    codec, data = zoo.load(small_codec_path), Calibration.of([data_dir()], count=2, side=64)
+    path = tmp_path / "weights.safetensors"
+    quantize(codec, RECIPES["w8a8"], data).codec.save(path)
+    settings = [setting for name in ("threads-1", "sse4.1") if not exactness.missing(setting := SETTINGS[name])]
+    report = exactness.run(str(path), pictures, settings=settings)
+    assert report.garbled == report.deviating == 0 and report.symbols > 0
+    assert all(setting.tolerance is None for setting in report.settings)
 
 
 def test_the_command_tells_the_settings(capsys):
