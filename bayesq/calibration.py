@@ -22,7 +22,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -217,8 +216,8 @@ def fit(model: str, problems: Sequence[Sequence[Trial]]) -> Calibration:
 
     Args:
         model: Hexadecimal id of the model.
-        problems: For each, restorations by one operator, one trial for each kind of pictures, which count alike
-            however many they are. A power above 0 is taken only if it lowers the score by 1 %.
+        problems: For each, restorations by one operator, one trial for each kind of pictures. Intervals are made wide
+            enough for the kind that needs the widest. A power above 0 is taken only if it lowers the score by 1 %.
     """
     scales, powers = zip(*map(_rule, problems), strict=True)
     posed = tuple(Problem.of(kinds[0].physics, kinds[0].size) for kinds in problems)
@@ -229,7 +228,7 @@ def _rule(kinds: Sequence[Trial]) -> tuple[float, float]:
     """Scale and power of least score among those that cover 90 %."""
     best, least = (0.0, 0.0), math.inf
     for power in POWERS:
-        scale = _scale(kinds, power)
+        scale = max(_scale(trial, power) for trial in kinds)
         score = sum(float(metrics.crps(*trial.spread(power, scale)).mean().log()) for trial in kinds) / len(kinds)
         if score < least + (math.log(0.99) if best[1] == 0 < power else 0):
             best, least = (round(scale, 4), power), score
@@ -260,13 +259,13 @@ def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator:
     return tuple(scales)
 
 
-def _scale(kinds: Sequence[Trial], power: float) -> float:
-    """The scale at which 90 % intervals cover 90 % of the mean kind of pictures, by bisection of its logarithm."""
+def _scale(trial: Trial, power: float) -> float:
+    """The scale at which the 90 % interval covers 90 %, by bisection of its logarithm."""
     low, high = math.log(0.1), math.log(20.0)
     for _ in range(12):
         middle = (low + high) / 2
-        shares = [metrics.coverage(*trial.spread(power, math.exp(middle)), [LEVEL]).item() for trial in kinds]
-        low, high = (middle, high) if fmean(shares) < LEVEL else (low, middle)
+        short = float(metrics.coverage(*trial.spread(power, math.exp(middle)), [LEVEL])) < LEVEL
+        low, high = (middle, high) if short else (low, middle)
     return math.exp((low + high) / 2)
 
 

@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         required=True,
         nargs="+",
         metavar="DIR",
-        help="pictures, none of them tested on: a folder for each kind, which count alike",
+        help="pictures, none of them tested on: a folder for each kind; bars are made wide enough for every kind",
     )
     parser.add_argument("-m", "--model", default="base", help="a name of `bayesq models`, or a .safetensors file")
     parser.add_argument("--limit", type=common.positive, default=6, metavar="N", help="of each (default: %(default)s)")

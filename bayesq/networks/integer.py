@@ -148,7 +148,8 @@ def _correlation(x: Tensor, weight: Tensor) -> Tensor:
     count, multiply = len(pixels) - starts[-1], torch._int_mm if in_bytes else torch.mm
     total = multiply(pixels[:count], elements[0])
     for start, element in zip(starts[1:], elements[1:], strict=True):
-        total += multiply(pixels[start : start + count], element)
+        seen = pixels[start : start + count]
+        total = total.add_(multiply(seen, element)) if in_bytes else total.addmm_(seen, element)
     total = F.pad(total, (0, 0, 0, starts[-1])) if size > 1 else total
     return total.unflatten(0, x.shape[:3])[:, :height, :width]
 
