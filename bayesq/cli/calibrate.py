@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help="middle pixels a side (default: %(default)s)",
     )
-    parser.add_argument("--samples", type=common.several, default=16, metavar="N", help="default: %(default)s")
+    parser.add_argument("--samples", type=common.several, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--steps", type=common.positive, metavar="N", help="of the restorations (default: that of `bayesq restore`)"
     )
