@@ -13,9 +13,9 @@ _KEPT = 256 << 20
 def keep_freed() -> None:
     """Lets glibc's allocator keep up to 256 MiB of what is freed, in blocks of up to 32 MiB, for the next request.
 
-    By default it hands large blocks back to the kernel at once, which clears every page of the next: a third of the
-    time of networks whose outputs have some megabytes. Other C libraries are left as they are. It is for processes of
-    our own, the command line and its workers; a library should not decide it.
+    By default it hands back to the kernel what is free beyond twice the largest block, and the kernel clears every page
+    that is asked for again: a third of the time of networks whose outputs have some megabytes. Other C libraries are
+    left as they are. It is for processes of our own, the command line and its workers; a library should not decide it.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
