@@ -24,7 +24,6 @@ from typing import ClassVar, Protocol
 from bayesq import files, zoo
 from bayesq.errors import BayesqError
 from bayesq.io import SUFFIXES, atomic_write
-from bayesq.memory import keep_freed
 from bayesq.quality import level_of
 from bayesq.streams import decode_to, open_image
 
@@ -206,7 +205,6 @@ def _in_processes(workers: int, job: Job, pairs: Sequence[Pair]) -> Iterator[tup
 
 def _start_worker() -> None:
     """One thread for torch, once it is imported; interrupts are the parent's business, and its death is ours."""
-    keep_freed()
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_die_with_parent, daemon=True).start()

@@ -15,7 +15,7 @@ def keep_freed() -> None:
 
     By default it hands back to the kernel what is free beyond twice the largest block, and the kernel clears every page
     that is asked for again: a third of the time of networks whose outputs have some megabytes. Other C libraries are
-    left as they are. It is for processes of our own, the command line and its workers; a library should not decide it.
+    left as they are. It is for processes of our own, those of the command line; a library should not decide it.
     """
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt

@@ -21,7 +21,6 @@ from bayesq.bench import table
 from bayesq.bitstream import Box
 from bayesq.files import describe, encode
 from bayesq.io import read_image
-from bayesq.memory import keep_freed
 from bayesq.streams import decode_to, open_image
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def _there_and_back(period: int, length: int) -> np.ndarray:
 
 
 def _alone(job: Callable[[Path, Path, Setting], Cost], source: Path, target: Path, setting: Setting) -> Cost:
-    with get_context("spawn").Pool(1, keep_freed) as pool:
+    with get_context("spawn").Pool(1) as pool:
         return pool.apply(job, (source, target, setting))
 
 

@@ -2,7 +2,8 @@
 
 A command module offers ``add_parser(subparsers)``, which sets ``run`` as the parser's default, and
 ``run(args) -> int``, the exit status. Its module level imports only what parsing needs: anything heavy
-(torch, PIL, bayesq's own numerics) is imported inside ``run``.
+(torch, PIL, bayesq's own numerics) is imported inside ``run``. Commands that restore or train set ``keeps_freed``, by
+which their process keeps memory (``bayesq.memory``): they ask for much again and again.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     common.start_logging(args)
-    keep_freed()
+    if getattr(args, "keeps_freed", False):
+        keep_freed()
     try:
         status = args.run(args)
         sys.stdout.flush()

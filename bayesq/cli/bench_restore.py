@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("-o", "--output", metavar="JSON", help="write every picture's figures")
     common.add_talk_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, keeps_freed=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--motion", metavar="KERNEL", help="of the motion blur (default: the one shipped)")
     parser.add_argument("-o", "--output", metavar="JSON", help="default: calibration.json beside the weights")
     common.add_talk_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, keeps_freed=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     common.add_talk_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, keeps_freed=True)
 
 
 def run(args: argparse.Namespace) -> int:

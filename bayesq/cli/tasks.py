@@ -31,7 +31,7 @@ def add_task_parsers(
         task.add_argument("input", metavar="IN", help="a picture, - for standard input")
         task.add_argument("output", metavar="OUT", help=output)
         _add_setting(task, name)
-        task.set_defaults(run=run, task=name)
+        task.set_defaults(run=run, keeps_freed=True, task=name)
         tasks.append(task)
     return tasks
 

@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     for name, text in HELP.items():
         parser.add_argument(f"--{name}", type=float if name == "rate" else int, help=text)
     common.add_talk_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, keeps_freed=True)
 
 
 def run(args: argparse.Namespace) -> int:
