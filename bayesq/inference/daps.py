@@ -103,7 +103,7 @@ class DAPS:
             measurement's noise passes stronger than the denoiser is told; with much less the search diverges at blurs.
             By default 0.23, and 0.1 where values are picked or averaged.
         momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
-        faint: The same where noise is all that is the matter.
+        faint: The weight where noise is all that is the matter.
         restart: σ of the law behind an operator.
         finest: σ at the end of a chain.
         ratio: How much smaller each σ of a chain is than that before, about.
