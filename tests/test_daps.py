@@ -50,7 +50,7 @@ def test_samples_follow_a_posterior_that_is_known(noise_alone):
     physics = operators.denoise(SIZE, SIGMA) if noise_alone else operators.inpaint(mask, SIZE, SIGMA)
     truth = 0.5 + SPREAD * torch.randn(1, 3, *SIZE, generator=generator(2))
     y = operators.degrade(truth, physics, generator(3))
-    search = DAPS(posterior(physics, y), 10, GaussianPrior(), last=0.001, weight=1, restart=0.8, finest=0.005, doubt=1)
+    search = DAPS(posterior(physics, y), 10, GaussianPrior(), last=0.001, weight=1, breadth=0.8, finest=0.005, doubt=1)
     state = search.init(torch.full_like(truth, 0.5))
     for _ in range(10):
         state, info = search.step(state, generator())

@@ -70,7 +70,7 @@ class DAPS:
     far hardly counts then but in place of values that say nothing.
 
     Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s, times p(y | x).
-    Behind an operator the denoiser is asked once, of the estimate with noise of ``restart``, and all samples are drawn
+    Behind an operator the denoiser is asked once, of the estimate with noise of ``breadth``, and all samples are drawn
     from its answer, in pairs mirrored at the estimate: what is measured weakly or not at all is as uncertain as the
     denoiser finds it. Where noise is all that is the matter a sample ends a chain of its own, at falling levels, each
     of which starts from a draw of the last; white noise of a known level starts it from the measurement, and it follows
@@ -104,7 +104,7 @@ class DAPS:
             By default 0.23, and 0.1 where values are picked or averaged.
         momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
         faint: The weight where noise is all that is the matter.
-        restart: σ of the law behind an operator.
+        breadth: σ of the law behind an operator.
         finest: σ at the end of a chain.
         ratio: How much smaller each σ of a chain is than that before, about.
         doubt: What s is multiplied by.
@@ -121,7 +121,7 @@ class DAPS:
     weight: float | None = None
     momentum: float = 1.0
     faint: float = 0.03
-    restart: float = 0.15
+    breadth: float = 0.15
     finest: float = 0.01
     ratio: float = 3.2
     doubt: float = 1.5
@@ -185,7 +185,7 @@ class DAPS:
         return (samples + moved).clamp(0, 1)
 
     def _around(self, x: Tensor, n: int, generator: torch.Generator) -> list[Tensor]:
-        sigma = max(self.restart, self._level(x))
+        sigma = max(self.breadth, self._level(x))
         _, std = self._moments(x + sigma * _noise(x, generator), sigma, 0)
         nothing = torch.zeros_like(x)
         draws: list[Tensor] = []
