@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TypeGuard, cast
 
 import torch
@@ -28,6 +27,7 @@ from bayesq.cells import Cell
 from bayesq.denoiser import Denoiser
 from bayesq.errors import OperatorError
 from bayesq.inference.base import Info, Posterior
+from bayesq.inference.texture import between_channels, error_field
 from bayesq.likelihoods import DecoderError, Mixture, NearlyGaussian, gaussian_near, noise_level
 from bayesq.operators import BicubicDownsampling, has_start
 from bayesq.operators.conditioning import condition
@@ -69,13 +69,11 @@ class DAPS:
     matter the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so
     far hardly counts then but in place of values that say nothing.
 
-    Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s, times p(y | x).
-    Behind an operator the denoiser is asked once, of the estimate with noise of ``breadth``, and all samples are drawn
-    from its answer, in pairs mirrored at the estimate: what is measured weakly or not at all is as uncertain as the
-    denoiser finds it. Where noise is all that is the matter a sample ends a chain of its own, at falling levels, each
-    of which starts from a draw of the last; white noise of a known level starts it from the measurement, and it follows
-    the reverse diffusion. The law is treated as if values were independent, which they are not: what noisy
-    measurements say is believed too readily. So s counts ``doubt`` times, and samples are moved to have the search's
+    Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s, in which errors
+    hang together as ``bayesq.inference.texture`` says. Where noise is all that is the matter that is the posterior.
+    Behind an operator the denoiser is asked once, of the estimate with noise of ``breadth``, and its law, between
+    channels alone, is conditioned on the measurement: what is measured weakly or not at all is as uncertain as the
+    denoiser finds it. Those samples are in pairs mirrored at the estimate. Samples are moved to have the search's
     estimate for mean, which errs less than theirs. Nothing is propagated back through the denoiser.
 
     What the noise owes to the picture or to chance (the photons' number, a level that is not known, outliers) is found
@@ -85,11 +83,11 @@ class DAPS:
     The three equal channels of a grey measurement, each of a third of the weight, say what three channels of white
     noise would, and no more once noise is added that does not change their mean. The denoiser knows only the latter.
 
-    Sources: Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing", CVPR 2025, in
-    which the deviation depends on the level alone, and draws are by Langevin steps; for the search, Zhang et al.,
-    "Plug-and-play image restoration with deep denoiser prior", 2021; for noise alone, Ho et al., "Denoising diffusion
-    probabilistic models", 2020; for mirrored pairs, Knollmüller and Enßlin, "Metric Gaussian variational inference",
-    2019.
+    Sources: for the search, Zhang et al., "Plug-and-play image restoration with deep denoiser prior", 2021; for samples
+    by a Gaussian law around a denoiser's answer, conditioned on the measurement, Zhang et al., "Improving diffusion
+    inverse problem solving with decoupled noise annealing", CVPR 2025, in which the deviation depends on the level
+    alone and a chain of such draws leads to a sample; for mirrored pairs, Knollmüller and Enßlin, "Metric Gaussian
+    variational inference", 2019.
 
     Attributes:
         posterior: Measurement and likelihood; the codec and the prior's weight are not used.
@@ -105,9 +103,6 @@ class DAPS:
         momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
         faint: The weight where noise is all that is the matter.
         breadth: σ of the law behind an operator.
-        finest: σ at the end of a chain.
-        ratio: How much smaller each σ of a chain is than that before, about.
-        doubt: What s is multiplied by.
 
     Raises:
         OperatorError: the noise is not nearly Gaussian, or the operator is not linear.
@@ -122,9 +117,6 @@ class DAPS:
     momentum: float = 1.0
     faint: float = 0.03
     breadth: float = 0.15
-    finest: float = 0.01
-    ratio: float = 3.2
-    doubt: float = 1.5
 
     def __post_init__(self) -> None:
         if not self.takes(self.posterior.likelihood):
@@ -174,44 +166,30 @@ class DAPS:
 
     @torch.no_grad()
     def sample(self, state: Annealed, n: int, generator: torch.Generator) -> Tensor:
-        if self._white_noise_alone:
-            draws = [self._reverse(place, generator) for place in range(n)]
-        elif self._noise_alone:
-            draws = [self._chain(state.picture, place, generator) for place in range(n)]
-        else:
-            draws = self._around(state.picture, n, generator)
-        samples = torch.stack(draws)
-        moved = state.picture - samples.mean(0) if n > 1 and state.count else 0
+        x = state.picture
+        samples = self._denoised(x, n, generator) if self._noise_alone else self._behind(x, n, generator)
+        moved = x - samples.mean(0) if n > 1 and state.count else 0
         return (samples + moved).clamp(0, 1)
 
-    def _around(self, x: Tensor, n: int, generator: torch.Generator) -> list[Tensor]:
+    def _denoised(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        y, noise = self._measured(x, generator)
+        local = _local_level(noise, x)
+        asked = y if self._white_noise_alone else self._fit(y, noise, x, local / self.faint**0.5)
+        mean, std = self._moments(asked, local, 0)
+        return mean + std * error_field((n, *x.shape), self._level(x), generator)
+
+    def _behind(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
         sigma = max(self.breadth, self._level(x))
         _, std = self._moments(x + sigma * _noise(x, generator), sigma, 0)
         nothing = torch.zeros_like(x)
         draws: list[Tensor] = []
         while len(draws) < n:
             y, noise = self._measured(x, generator, drawn=True)
-            away = self._conditioned(nothing, std, torch.zeros_like(y), noise, generator)
+            zeros = torch.zeros_like(y)
+            physics = self._likelihood.physics
+            away = condition(nothing, std, zeros, physics, noise, generator, TOLERANCE, between_channels)
             draws += [x + away, x - away]
-        return draws[:n]
-
-    def _chain(self, x: Tensor, place: int, generator: torch.Generator) -> Tensor:
-        for turn, sigma in enumerate(self._falling(self._level(x)), place):
-            mean, std = self._moments(x + sigma * _noise(x, generator), sigma, turn)
-            x = self._conditioned(mean, std, *self._measured(mean, generator, drawn=True), generator)
-        return x
-
-    def _reverse(self, place: int, generator: torch.Generator) -> Tensor:
-        def draw(x: Tensor, sigma: float, turn: int) -> Tensor:
-            mean, std = self._moments(x, sigma, turn)
-            return mean + std * _noise(x, generator)
-
-        x, _ = self._measured(self.posterior.y, generator)
-        levels = self._falling(self._level(x))
-        for turn, (sigma, following) in enumerate(pairwise(levels), place):
-            kept = (following / sigma) ** 2
-            x = torch.lerp(draw(x, sigma, turn), x, kept) + following * (1 - kept) ** 0.5 * _noise(x, generator)
-        return draw(x, levels[-1], place)
+        return torch.stack(draws[:n])
 
     def _moments(self, x: Tensor, sigma: float | Tensor, turn: int) -> tuple[Tensor, Tensor]:
         """The denoiser's, asked in one of eight orientations."""
@@ -247,12 +225,6 @@ class DAPS:
     def _level(self, x: Tensor) -> float:
         return noise_level(self._likelihood, self.posterior.y, x)
 
-    def _falling(self, first: float) -> list[float]:
-        """Levels of a chain, down to the finest."""
-        if first <= self.finest:
-            return [first]
-        return _levels(first, self.finest, 1 + math.ceil(math.log(first / self.finest, self.ratio)))
-
     def _measured(self, x: Tensor, generator: torch.Generator, drawn: bool = False) -> tuple[Tensor, Tensor]:
         """Values and deviations of Gaussian noise that say what the measurement does, for pictures near x."""
         y, sigma = gaussian_near(self._likelihood, self.posterior.y, x, generator if drawn else None)
@@ -265,9 +237,6 @@ class DAPS:
     def _grey(self) -> bool:
         y = self.posterior.y
         return y.ndim == 4 and y.shape[1] == 3 and torch.equal(y[:, :2], y[:, 1:])
-
-    def _conditioned(self, mean: Tensor, std: Tensor, y: Tensor, noise: Tensor, generator: torch.Generator) -> Tensor:
-        return condition(mean, self.doubt * std, y, self._likelihood.physics, noise, generator, TOLERANCE)
 
     def _fit(self, y: Tensor, sigma: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         return condition(mean, std, y, self._likelihood.physics, sigma)
