@@ -225,14 +225,39 @@ def fit(model: str, problems: Sequence[Sequence[Trial]]) -> Calibration:
 
 
 def _rule(kinds: Sequence[Trial]) -> tuple[float, float]:
-    """Scale and power of least score among those that cover 90 %."""
+    """Scale and power of least score among those that cover 90 %; the score is of every other row and column."""
     best, least = (0.0, 0.0), math.inf
+    needed = [_needed(trial) for trial in kinds]
     for power in POWERS:
-        scale = max(_scale(trial, power) for trial in kinds)
-        score = sum(float(metrics.crps(*trial.spread(power, scale)).mean().log()) for trial in kinds) / len(kinds)
+        scale = max(_scale(trial, power, needs) for trial, needs in zip(kinds, needed, strict=True))
+        score = 0.0
+        for trial in kinds:
+            samples, truth = (v[..., ::2, ::2] for v in trial.spread(power, scale))
+            score += float(metrics.crps(samples, truth).mean().log()) / len(kinds)
         if score < least + (math.log(0.99) if best[1] == 0 < power else 0):
             best, least = (round(scale, 4), power), score
     return best
+
+
+def _needed(trial: Trial) -> tuple[tuple[float, Tensor], ...]:
+    """By how much deviations must be multiplied for the truth to be between the a-th smallest and a-th largest sample.
+
+    For the two ranks a, with their weights, between which ``metrics.coverage`` interpolates; infinite for what is on
+    the other side of the mean than all of these.
+    """
+    samples, mean = trial.restoration.samples, trial.restoration.mean
+    error, count = trial.truth - mean, len(samples)
+    away = (samples - mean).sort(0).values
+    rank = (1 - LEVEL) * (count + 1) / 2
+    below = math.floor(rank)
+    found = []
+    for weight, a in ((1 - rank + below, below), (rank - below, below + 1)):
+        if a == 0:
+            found.append((weight, torch.zeros_like(error)))
+            continue
+        reach = torch.where(error < 0, -away[a - 1], away[count - a])
+        found.append((weight, torch.where(reach > 0, error.abs() / reach, torch.where(error == 0, 0.0, math.inf))))
+    return tuple(found)
 
 
 def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator: torch.Generator) -> tuple[float, ...]:
@@ -259,12 +284,14 @@ def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator:
     return tuple(scales)
 
 
-def _scale(trial: Trial, power: float) -> float:
+def _scale(trial: Trial, power: float, needed: tuple[tuple[float, Tensor], ...]) -> float:
     """The scale at which the 90 % interval covers 90 %, by bisection of its logarithm."""
+    shape = _shape(trial.restoration.mean, power)
+    needs = [(weight, metrics.crop_border(need / shape, BORDER)) for weight, need in needed]
     low, high = math.log(0.1), math.log(20.0)
     for _ in range(12):
         middle = (low + high) / 2
-        short = float(metrics.coverage(*trial.spread(power, math.exp(middle)), [LEVEL])) < LEVEL
+        short = sum(weight * float((need <= math.exp(middle)).double().mean()) for weight, need in needs) < LEVEL
         low, high = (middle, high) if short else (low, middle)
     return math.exp((low + high) / 2)
 

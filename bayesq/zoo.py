@@ -21,7 +21,10 @@ from bayesq.resources import models_dir
 if TYPE_CHECKING:
     from bayesq.codec import Codec
     from bayesq.denoiser import Denoiser
+    from bayesq.posthoc import BayesCap, Flow
 
+KINDS = "denoiser", "cap", "flow"
+"""Of models that are no codecs; their weights files are of format ``bayesq-KIND-N``."""
 HEAD_MAX = 2**24
 _loading = Lock()
 
@@ -39,7 +42,7 @@ class Entry:
     sha256: str
     description: str
     kind: str = "codec"
-    """``codec``, or ``denoiser``."""
+    """``codec``, or one of ``KINDS``."""
 
 
 def manifest() -> list[Entry]:
@@ -100,6 +103,26 @@ def denoiser(name: str = "denoiser") -> Denoiser:
         return _loaded_denoiser(name, sha256(name))
 
 
+def cap(name: str = "cap") -> BayesCap:
+    """The error bars of that name or path, the same for all who ask in this process. Nobody may change them.
+
+    Raises:
+        ModelError: as ``load``.
+    """
+    with _loading:
+        return _loaded_cap(name, sha256(name))
+
+
+def flow(name: str = "flow") -> Flow:
+    """The flow to realistic pictures of that name or path, the same for all who ask. Nobody may change it.
+
+    Raises:
+        ModelError: as ``load``.
+    """
+    with _loading:
+        return _loaded_flow(name, sha256(name))
+
+
 def sha256(name: str) -> str:
     """The SHA-256 of a model's weights, 64 hexadecimal digits; ``name`` as for ``load``. Needs no torch.
 
@@ -119,7 +142,7 @@ def model_id(name: str) -> str:
 
 
 def kind(name: str) -> str:
-    """What a model is, ``codec`` or ``denoiser``; ``name`` as for ``load``. Needs no torch.
+    """What a model is, ``codec`` or one of ``KINDS``; ``name`` as for ``load``. Needs no torch.
 
     Raises:
         ModelError: as ``sha256``.
@@ -137,6 +160,20 @@ def _loaded_denoiser(name: str, sha256: str) -> Denoiser:
     from bayesq.denoiser import Denoiser
 
     return Denoiser.load(_checked(models_dir() / _entry(name).file, sha256))
+
+
+@lru_cache(maxsize=4)
+def _loaded_cap(name: str, sha256: str) -> BayesCap:
+    from bayesq.posthoc import BayesCap
+
+    return BayesCap.load(_checked(models_dir() / _entry(name).file, sha256))
+
+
+@lru_cache(maxsize=4)
+def _loaded_flow(name: str, sha256: str) -> Flow:
+    from bayesq.posthoc import Flow
+
+    return Flow.load(_checked(models_dir() / _entry(name).file, sha256))
 
 
 def _entry(name: str) -> Entry:
@@ -158,7 +195,7 @@ def _own(path: Path) -> Entry:
         raise ModelError(f"{path}: no such weights file") from error
     head = _head(path)
     model_id = head.get("reads") or digest[:16]
-    kind = "denoiser" if str(head.get("format")).startswith("bayesq-denoiser") else "codec"
+    kind = next((kind for kind in KINDS if str(head.get("format")).startswith(f"bayesq-{kind}-")), "codec")
     return Entry(path.parent.name, model_id, str(path), digest, str(path), kind)
 
 

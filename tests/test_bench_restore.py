@@ -17,6 +17,8 @@ from bayesq.operators import initial_image
 from bayesq.resources import data_dir
 
 RIVALS = available()
+FEW = 200
+"""Iterations that will do here."""
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +58,10 @@ def test_degradation_is_settled_by_the_seed(task, pictures):
 @pytest.mark.parametrize("rival", [rival for rival in RIVALS if "TV" not in rival.name], ids=lambda rival: rival.name)
 def test_rivals_improve_on_the_measurement(rival, pictures):
     """At one setting of the grid at least, they beat the measurement as it is or, if small, enlarged."""
-    (task,) = (task for task in restore.SUITE if task.name in rival.tasks)
+    task = next(task for task in restore.SUITE if task.name in rival.tasks)
     x, y, physics = task.problem(pictures[0], 0)
     measured = psnr(F.interpolate(y, x.shape[-2:]), x)
-    restored = (rival.at(value)(y, physics) for value in rival.grid)
+    restored = (rival.at(min(value, FEW))(y, physics) for value in rival.grid)
     assert any(result.shape == x.shape and psnr(result.clamp(0, 1), x) > measured for result in restored)
 
 
@@ -99,15 +101,17 @@ def test_tuning_finds_the_best_of_the_grid(pictures):
 def test_measure_gives_a_score_a_picture(codec, pictures):
     task = restore.SUITE[0]
     blur = Rival("copy", ("denoise",), (1.0,), lambda y, physics, _: y)
+    chain = Rival("chain", ("denoise",), (1.0,), lambda y, physics, _: torch.stack([y - 0.1, y, y + 0.1]))
     other = replace(blur, name="other", tasks=("deblur",))
-    scores = restore.measure(codec, task, pictures, rivals=[blur, other], quality=30, steps=8, samples=8)
-    start, daps, vble, point, copy = scores
-    assert [score.method for score in scores] == ["start", "DAPS", "VBLE", "MAP-z", "copy"]
+    scores = restore.measure(codec, task, pictures, rivals=[blur, chain, other], quality=30, steps=8, samples=8)
+    start, daps, vble, point, copy, sampled = scores
+    assert [score.method for score in scores] == ["start", "DAPS", "VBLE", "MAP-z", "copy", "chain"]
     assert all(len(score.psnr) == len(score.ssim) == len(score.seconds) == 2 for score in scores)
     assert all(min(ours.psnr) > max(start.psnr) + 2 for ours in (daps, vble, point))
     assert copy.psnr == start.psnr and copy.parameter == 1
-    assert [score.uncertainty is None for score in scores] == [True, False, False, True, True]
-    for found in (daps.uncertainty, vble.uncertainty):
+    assert [score.uncertainty is None for score in scores] == [True, False, False, True, True, False]
+    assert sampled.psnr == pytest.approx(copy.psnr, abs=0.01)
+    for found in (daps.uncertainty, vble.uncertainty, sampled.uncertainty):
         for shares, std, rmse in zip(*vars(found).values(), strict=True):
             assert len(shares) == len(LEVELS) and shares == sorted(shares)
             assert 0.1 < std / rmse < 10

@@ -7,7 +7,8 @@ import torch
 from scipy.stats import gennorm
 from torch import Tensor
 
-from bayesq.errors import OperatorError
+from bayesq import zoo
+from bayesq.errors import ModelError, OperatorError
 from bayesq.posthoc import BayesCap, Flow, GeneralisedGaussian, fit
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
@@ -92,7 +93,7 @@ def test_training_stops_when_the_pairs_end():
 def test_a_flow_goes_from_the_mean_to_the_law_of_pictures():
     """Given a mean that knows nothing, the flow's pictures spread as true ones do."""
     generator = torch.Generator().manual_seed(2)
-    mean = torch.full((16, 1, 16, 16), 0.5)
+    mean = torch.full((16, 3, 16, 16), 0.5)
 
     def truth():
         return 0.5 + 0.6 * torch.randn(mean.shape, generator=generator)
@@ -103,7 +104,7 @@ def test_a_flow_goes_from_the_mean_to_the_law_of_pictures():
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        flow = Flow(noise=0.3, channels=1, width=16, depth=3)
+        flow = Flow(noise=0.3, widths=(16, 16), depth=1)
     assert flow(truth(), torch.zeros(16)).abs().max() == 0
     losses = fit(flow, partial(flow.loss, generator=generator), pairs(), steps=400, rate=1e-2)
     assert sum(losses[-50:]) < sum(losses[:50])
@@ -114,4 +115,23 @@ def test_a_flow_goes_from_the_mean_to_the_law_of_pictures():
 
 def test_a_flow_takes_steps():
     with pytest.raises(OperatorError, match="at least 1 step"):
-        Flow(channels=1).sample(torch.zeros(1, 1, 4, 4), 0)
+        Flow().sample(torch.zeros(1, 3, 8, 8), 0)
+
+
+@pytest.mark.parametrize("network", [BayesCap(width=8, depth=2), Flow(widths=(8, 8), depth=1)], ids=["cap", "flow"])
+def test_files_keep_the_weights(network, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    network.save(path)
+    found = type(network).load(path)
+    assert found.sizes == network.sizes and zoo.kind(str(path)) == network.kind
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-6)
+    other = Flow if network.kind == "cap" else BayesCap
+    with pytest.raises(ModelError, match=f"not the weights of a {other.kind}"):
+        other.load(path)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ModelError, match=r"^[^\n]+$"):
+        type(network).load(path)

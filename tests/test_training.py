@@ -15,6 +15,7 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 
+from bayesq import zoo
 from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import Codec
 from bayesq.denoiser import Denoiser, Sizes
@@ -26,12 +27,18 @@ from bayesq.training.data import Crops, find_pictures
 from bayesq.training.denoising import DenoisingLoss
 from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
+from bayesq.training.overlaying import OverlayLoss
 from bayesq.training.start import basis_norms, best_lapping, initialise, inverse_lapping, principal_blocks
-from bayesq.training.subjects import COARSER_RATE, CodecSubject, DenoiserSubject
+from bayesq.training.subjects import COARSER_RATE, CodecSubject, DenoiserSubject, OverlaySubject
 from bayesq.training.tables import fitted_tables
 
 TINY = Architecture(8, 4, (16, 16), (1, 1), 16, 4)
-SUBJECTS = {"codec": CodecSubject(TINY), "denoiser": DenoiserSubject(Sizes((8, 16), 1, 1))}
+SUBJECTS = {
+    "codec": CodecSubject(TINY),
+    "denoiser": DenoiserSubject(Sizes((8, 16), 1, 1)),
+    "cap": OverlaySubject("cap", '{"width": 8, "depth": 2}'),
+    "flow": OverlaySubject("flow", '{"widths": [8, 16], "depth": 1}'),
+}
 SETTINGS = Settings(steps=30, batch=2, crop=32, rate=1e-3, warmup=5, every=10, start=64)
 KILLED_RUN = """
 import torch
@@ -39,7 +46,7 @@ from pathlib import Path
 from bayesq.architecture import Architecture
 from bayesq.denoiser import Sizes
 from bayesq.training.loop import Settings, train
-from bayesq.training.subjects import CodecSubject, DenoiserSubject
+from bayesq.training.subjects import CodecSubject, DenoiserSubject, OverlaySubject
 torch.set_num_threads({threads})
 train([Path({data!r})], Path({out!r}), {settings!r}, {subject!r}, Path({validation!r}), quiet=True)
 """
@@ -113,7 +120,8 @@ def test_a_killed_run_resumes_to_the_same_weights(name, whole_runs, data, valida
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_a_run_starts_from_trained_weights(name, whole_runs, data, tmp_path):
     given, settings = whole_runs[name] / WEIGHTS, replace(SETTINGS, steps=1, rate=0.0)
-    other = {"codec": CodecSubject(), "denoiser": DenoiserSubject()}[name]  # of another size, which does not count
+    overlays = {kind: OverlaySubject(kind) for kind in ("cap", "flow")}
+    other = {"codec": CodecSubject(), "denoiser": DenoiserSubject(), **overlays}[name]  # of a size that does not count
     train([data], tmp_path, settings, other, quiet=True, weights=given)
     pictures = [torch.from_numpy(astronaut())[64:192, 160:288].permute(2, 0, 1)[None] / 255]
     with torch.no_grad():
@@ -139,6 +147,18 @@ def test_training_a_denoiser_lowers_its_loss(whole_runs, data):
         untrained = Denoiser(trained.sizes)
     losses = [DenoisingLoss(model)(crops, generator()).item() for model in (trained, untrained)]
     assert losses[0] < losses[1] - 0.05, losses
+
+
+@pytest.mark.parametrize("name", ["cap", "flow"])
+def test_training_what_is_laid_over_the_denoiser_lowers_its_loss(name, whole_runs, data):
+    crops = Crops(find_pictures([data])).draw(16, 32, generator(5))
+    trained = SUBJECTS[name].load(whole_runs[name] / WEIGHTS)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = SUBJECTS[name].build()
+    assert zoo.kind(str(whole_runs[name] / WEIGHTS)) == name
+    losses = [OverlayLoss(model)(crops, generator()).item() for model in (trained, untrained)]
+    assert losses[0] < losses[1], losses
 
 
 def test_training_lowers_the_loss(whole_run, started, data):

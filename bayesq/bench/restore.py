@@ -33,6 +33,9 @@ from bayesq.restore import Restoration, restore
 
 log = logging.getLogger(__name__)
 Method = Callable[[Tensor, LinearPhysics], Tensor | Restoration]
+"""A picture (1, 3, H, W), samples (n, 1, 3, H, W), or a restoration."""
+POINT = "MAP-z"
+"""The method of ours without samples: those of its restorations are points, one for each grid."""
 Build = Callable[[Size, float, torch.Generator], LinearPhysics]
 
 
@@ -141,12 +144,12 @@ class Uncertainty:
     std: list[float]
     rmse: list[float]
 
-    def add(self, found: Restoration, truth: Tensor, border: int) -> None:
+    def add(self, samples: Tensor, truth: Tensor, border: int) -> None:
         """Adds a picture's entries."""
-        samples, mean, std, x = (metrics.crop_border(v, border) for v in (found.samples, found.mean, found.std, truth))
+        samples, x = (metrics.crop_border(v, border) for v in (samples, truth))
         self.coverage.append(metrics.coverage(samples, x).tolist())
-        self.std.append(std.mean().item())
-        self.rmse.append((mean - x).square().mean().sqrt().item())
+        self.std.append(samples.std(0).mean().item())
+        self.rmse.append((samples.mean(0) - x).square().mean().sqrt().item())
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,7 @@ def measure(
 
         return run
 
-    all_ours: dict[str, Method] = {"start": initial_image, "DAPS": ours(DAPS), "VBLE": ours(VBLE), "MAP-z": ours(MAPz)}
+    all_ours: dict[str, Method] = {"start": initial_image, "DAPS": ours(DAPS), "VBLE": ours(VBLE), POINT: ours(MAPz)}
     methods = {name: run for name, run in all_ours.items() if wanted(name)}
     rivals = [rival for rival in rivals if task.name in rival.tasks and wanted(rival.name)]
     scores = []
@@ -267,21 +270,32 @@ def _score(
     ssim: list[float] = []
     lpips: list[float] = []
     seconds: list[float] = []
-    uncertainty = Uncertainty([], [], []) if method in ("DAPS", "VBLE") else None
+    uncertainty = Uncertainty([], [], [])
     for x, y, physics in problems:
         start = perf_counter()
         result = run(y, physics)
         seconds.append(perf_counter() - start)
-        if uncertainty and isinstance(result, Restoration):
-            uncertainty.add(result, x, border)
-        estimate = (result.mean if isinstance(result, Restoration) else result).clamp(0, 1)
+        samples = result.samples if isinstance(result, Restoration) else result
+        if samples.ndim == 5 and method != POINT:
+            uncertainty.add(samples, x, border)
+        estimate = (samples.mean(0) if samples.ndim == 5 else samples).clamp(0, 1)
         pair = metrics.crop_border(estimate, border), metrics.crop_border(x, border)
         psnr.append(metrics.psnr(*pair).item())
         ssim.append(metrics.ssim(*pair).item())
         lpips += [value.item() for value in [metrics.lpips(*pair)] if value is not None]
         log.info("%s, %s: picture %d of %d, %.2f dB", task.label, method, len(psnr), len(problems), psnr[-1])
         bar.update()
-    return Scores(task.name, task.label, method, parameter, psnr, ssim, lpips or None, seconds, uncertainty)
+    return Scores(
+        task.name,
+        task.label,
+        method,
+        parameter,
+        psnr,
+        ssim,
+        lpips or None,
+        seconds,
+        uncertainty if uncertainty.rmse else None,
+    )
 
 
 def report(task: Task, scores: Sequence[Scores]) -> str:

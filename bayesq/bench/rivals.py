@@ -1,4 +1,4 @@
-"""The classical methods that restoration is compared with: scikit-image's own, and total variation by deepinv.
+"""The methods that restoration is compared with: scikit-image's, BM3D, and those of deepinv.
 
 Each has at most one parameter, and is given the value of its grid that restores best on tuning pictures, which are
 restored with knowledge of the truth: an oracle's choice, in the rivals' favour.
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from deepinv.optim import DPIR, FISTA, L2, TVPrior
+from deepinv.models import ConvDecoder, DeepImagePrior
+from deepinv.optim import DPIR, FISTA, L2, ScorePrior, TVPrior
 from deepinv.physics import LinearPhysics
+from deepinv.sampling import sampling_builder
 from numpy.typing import NDArray
 from skimage import restoration, transform
 from torch import Tensor
@@ -24,6 +26,11 @@ from torch import Tensor
 from bayesq.bench.denoisers import DnCNN, FFDNet
 from bayesq.metrics import psnr
 from bayesq.operators import initial_image
+
+LEAST = 1 / 255
+"""Deviation that noise is taken to have at least, where a method needs some."""
+TASKS = "denoise", "deblur", "superres", "inpaint"
+SAMPLES = 32
 
 Picture = NDArray[np.float64]
 Problem = tuple[Tensor, Tensor, LinearPhysics]
@@ -38,13 +45,15 @@ class Rival:
         name: What tables call it.
         tasks: Names of the tasks that it can do.
         grid: Values of its parameter to choose from; a single one where it has none.
-        run: Restores one measurement: ``run(y, physics, parameter)`` is (1, 3, H, W).
+        run: Restores one measurement: ``run(y, physics, parameter)`` is (1, 3, H, W), or samples (n, 1, 3, H, W).
+        package: What has to be installed for it, as it is imported.
     """
 
     name: str
     tasks: tuple[str, ...]
     grid: tuple[float, ...]
     run: Callable[[Tensor, LinearPhysics, float], Tensor]
+    package: str = "torch"
 
     def at(self, value: float) -> Callable[[Tensor, LinearPhysics], Tensor]:
         """The method with its parameter set."""
@@ -53,10 +62,11 @@ class Rival:
 
 def available() -> list[Rival]:
     """The rivals that can run here; the log tells what is left out for want of a package."""
-    if find_spec("pywt"):
-        return RIVALS
-    logging.getLogger(__name__).warning("wavelet rivals left out: PyWavelets is not installed")
-    return [rival for rival in RIVALS if "Shrink" not in rival.name]
+    found = [rival for rival in RIVALS if find_spec(rival.package)]
+    for rival in RIVALS:
+        if rival not in found:
+            logging.getLogger(__name__).warning("%s left out: %s is not installed", rival.name, rival.package)
+    return found
 
 
 def tune(rival: Rival, problems: Sequence[Problem]) -> float:
@@ -79,6 +89,16 @@ def total_variation(y: Tensor, physics: LinearPhysics, weight: float) -> Tensor:
     solver = FISTA(L2(), prior, lambda_reg=weight, stepsize=step, max_iter=100, thres_conv=1e-4, early_stop=True)
     with torch.no_grad():
         return solver(y, physics, init=(start, start))
+
+
+def _deep_image_prior(y: Tensor, physics: LinearPhysics, iterations: float) -> Tensor:
+    """deepinv's, with a decoder of 32 channels that is given noise at an eighth of the size."""
+    height, width = initial_image(y, physics).shape[-2:]
+    coarse = (-(-height // 8), -(-width // 8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        decoder = ConvDecoder((3, height, width), coarse, layers=4, channels=32)
+        return DeepImagePrior(decoder, (32, *coarse), int(iterations), learning_rate=0.01)(y, physics).detach()
 
 
 def _sigma(physics: LinearPhysics) -> float:
@@ -119,6 +139,13 @@ def _wavelets(y: Picture, method: str, sigma: float) -> Picture:
 @_on_array
 def _chambolle(y: Picture, physics: LinearPhysics, weight: float) -> Picture:
     return restoration.denoise_tv_chambolle(y, weight=weight, eps=1e-5, max_num_iter=500, channel_axis=-1)
+
+
+@_on_array
+def _bm3d(y: Picture, physics: LinearPhysics, factor: float) -> Picture:
+    from bm3d import bm3d_rgb
+
+    return bm3d_rgb(y, factor * _sigma(physics))
 
 
 @_on_array
@@ -190,17 +217,38 @@ def pretrained(folder: Path) -> list[Rival]:
         return ffdnet(y, factor * _sigma(physics))
 
     def plug(y: Tensor, physics: LinearPhysics, factor: float) -> Tensor:
-        level = factor * max(_sigma(physics), 1 / 255)
+        level = factor * max(_sigma(physics), LEAST)
         with torch.no_grad():
             return DPIR(level, ffdnet)(y, physics, init=initial_image(y, physics))
 
     def denoise_at_trained_level(y: Tensor, physics: LinearPhysics, _: float) -> Tensor:
         return dncnn[min(dncnn, key=lambda level: abs(level - 255 * _sigma(physics)))](y, _sigma(physics))
 
+    def langevin(y: Tensor, physics: LinearPhysics, iterations: float) -> Tensor:
+        sigma, start = max(_sigma(physics), LEAST), initial_image(y, physics)
+        steepness = float(physics.compute_sqnorm(start, tol=1e-3, verbose=False)) / sigma**2
+        smoothing, count = 10 / 255, int(iterations)
+        sampler = sampling_builder(
+            "ULA",
+            L2(sigma=sigma),
+            ScorePrior(ffdnet),
+            {"step_size": 1 / (steepness + 1 / smoothing**2), "alpha": 1.0, "sigma": smoothing},
+            max_iter=count,
+            burnin_ratio=0.3,
+            thinning=int(0.7 * count) // SAMPLES,
+            history_size=SAMPLES,
+            thresh_conv=0.0,
+            clip=(-1.0, 2.0),
+        )
+        with torch.no_grad():
+            sampler(y, physics, x_init=start, seed=0)
+        return torch.stack([state["x"] for state in sampler.get_chain()])
+
     return [
         Rival("FFDNet", ("denoise",), (1.0,), denoise),
         Rival("DnCNN of 25 or 50", ("denoise",), (1.0,), denoise_at_trained_level),
         Rival("PnP with FFDNet (deepinv's DPIR)", ("deblur", "superres", "inpaint"), (0.7, 1.0, 1.5, 2.5), plug),
+        Rival("PnP-ULA with FFDNet (deepinv)", TASKS, (1000,), langevin),
     ]
 
 
@@ -209,8 +257,9 @@ def _ladder(low: float, high: float, count: int) -> tuple[float, ...]:
 
 
 RIVALS = [
-    Rival("BayesShrink (scikit-image)", ("denoise",), (0.7, 0.85, 1.0, 1.2), _bayes_shrink),
-    Rival("VisuShrink (scikit-image)", ("denoise",), (0.25, 0.35, 0.5, 0.7), _visu_shrink),
+    Rival("BayesShrink (scikit-image)", ("denoise",), (0.7, 0.85, 1.0, 1.2), _bayes_shrink, "pywt"),
+    Rival("VisuShrink (scikit-image)", ("denoise",), (0.25, 0.35, 0.5, 0.7), _visu_shrink, "pywt"),
+    Rival("BM3D", ("denoise",), (1.0,), _bm3d, "bm3d"),
     Rival("TV, Chambolle (scikit-image)", ("denoise",), _ladder(0.04, 0.2, 8), _chambolle),
     Rival("non-local means (scikit-image)", ("denoise",), (0.3, 0.4, 0.5, 0.6, 0.8), _non_local_means),
     Rival("Wiener (scikit-image)", ("deblur",), _ladder(3e-4, 0.3, 10), _wiener),
@@ -220,4 +269,5 @@ RIVALS = [
     Rival("biharmonic (scikit-image)", ("inpaint",), (0.0,), _biharmonic),
     Rival("TV (deepinv)", ("denoise",), _ladder(0.05, 0.15, 5), total_variation),
     Rival("TV (deepinv)", ("deblur", "superres", "inpaint"), _ladder(2e-4, 5e-3, 5), total_variation),
+    Rival("deep image prior (deepinv)", TASKS, (1000,), _deep_image_prior),
 ]

@@ -10,6 +10,7 @@ from bayesq.errors import BayesqError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
     from bayesq.large import LargeRestoration
     from bayesq.restore import Restoration
@@ -61,6 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help="the most probable latents alone, without uncertainty: --algorithm map",
         )
         task.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
+        task.add_argument(
+            "--realistic", metavar="FILE", help="write a picture with the texture that the mean leaves out"
+        )
         task.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
         folders.add_options(task)
         common.add_output_options(task)
@@ -91,7 +95,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "default: by the noise",
     )
     parser.add_argument(
-        "--steps", type=common.positive, metavar="N", help="of the search (default: 24 for daps, else 50 a grid)"
+        "--steps", type=common.positive, metavar="N", help="of the search (default: 8 or 16 for daps, else 50 a grid)"
     )
     parser.add_argument(
         "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
@@ -241,19 +245,29 @@ def _tell(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     common.say(args, f"Noise {255 * summary['noise']:.2f}/255, {prior}.")
 
 
+def _realistic(mean: "Tensor", seed: int) -> "Tensor":
+    """The mean with texture; grey stays grey."""
+    import torch
+
+    from bayesq import zoo
+
+    picture = zoo.flow().sample(mean.expand(-1, 3, -1, -1), generator=torch.Generator().manual_seed(seed))
+    return (picture if mean.shape[1] == 3 else picture.mean(1, keepdim=True)).clamp(0, 1)
+
+
 def quality_or_auto(text: str) -> float | str:
     """Argument type: a quality, or that it is to be chosen."""
     return AUTO if text == AUTO else common.quality(text)
 
 
 def run(args: argparse.Namespace) -> int:
-    common.check_outputs(args, args.output, *([args.std] if args.std else []))
+    common.check_outputs(args, args.output, *filter(None, [args.std, args.realistic]))
     if args.algorithm in ALGORITHMS and not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
         raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
 
     if folders.is_folder(args):
-        if args.std or args.save_samples:
-            raise BayesqError("--std and --save-samples are for single pictures")
+        if args.std or args.realistic or args.save_samples:
+            raise BayesqError("--std, --realistic and --save-samples are for single pictures")
         from bayesq.cli.restore_files import RestoreFiles
 
         return folders.run(args, RestoreFiles(args))
@@ -269,6 +283,9 @@ def run(args: argparse.Namespace) -> int:
         white = common.write_deviation(restoration.std.square().mean(1, keepdim=True).sqrt(), args.std)
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}
         common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
+    if args.realistic:
+        write_image(like(_realistic(restoration.mean, args.seed), image), args.realistic)
+        summary["realistic"] = args.realistic
     if args.save_samples and isinstance(restoration, Restoration):  # large ones keep none, and have said so
         folder = Path(args.save_samples)
         folder.mkdir(parents=True, exist_ok=True)

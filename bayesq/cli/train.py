@@ -29,9 +29,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--val", type=Path, metavar="DIR", help="folder of held-out pictures")
     parser.add_argument(
         "--architecture",
-        choices=[*ARCHITECTURES, "denoiser"],
+        choices=[*ARCHITECTURES, "denoiser", "cap", "flow"],
         default="base",
-        help="what to train: a codec of one of two sizes, or the denoiser (default: %(default)s)",
+        help="what to train: a codec of one of two sizes, the denoiser, or what is laid over it: error bars by a cap, "
+        "realistic pictures by a flow (default: %(default)s)",
     )
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument(

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import torch
 from scipy.special import gammaincinv
-from torch import Tensor, nn
+from torch import Tensor
 
 from bayesq.errors import OperatorError
 from bayesq.posthoc.fit import convolutions
+from bayesq.posthoc.overlay import Overlay
 
 SCALES = 1e-4, 1.0
 SHAPES = 0.4, 8.0
@@ -76,7 +77,7 @@ class GeneralisedGaussian:
         return self.mean + sign * self.scale * reach
 
 
-class BayesCap(nn.Module):
+class BayesCap(Overlay):
     """From a restorer's pictures ``(B, C, H, W)`` to the law of the true ones; at first centred on the pictures.
 
     Args:
@@ -85,8 +86,10 @@ class BayesCap(nn.Module):
         depth: Number of 3×3 convolutions, at least 2.
     """
 
+    kind = "cap"
+
     def __init__(self, channels: int = 3, width: int = 32, depth: int = 4) -> None:
-        super().__init__()
+        super().__init__(channels=channels, width=width, depth=depth)
         start = torch.tensor([0.0, *map(math.log, START)]).repeat_interleave(channels)
         self.network = convolutions(channels, start, width, depth)
 

@@ -14,39 +14,50 @@ restoration", ICLR 2025.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from bayesq.errors import OperatorError
-from bayesq.posthoc.fit import convolutions
+from bayesq.networks.unet import UNet
+from bayesq.posthoc.overlay import Overlay
+from bayesq.quality import LEVELS
 
 
-class Flow(nn.Module):
-    """The velocity v(z, t), by a few 3×3 convolutions that are told the time in one more channel.
+class Flow(Overlay):
+    """The velocity v(z, t) of colour pictures, by a U-Net that is told the time; 0 at first.
 
     Args:
         noise: σ, standard deviation added to the mean, image units; positive.
-        channels: Of the pictures.
-        width: Of the hidden layers.
-        depth: Number of convolutions, at least 2.
+        widths: Channels at 1/2, 1/4, … of the size.
+        depth: Blocks on each way at every size, and at the smallest.
     """
 
-    def __init__(self, noise: float = 0.025, channels: int = 3, width: int = 32, depth: int = 4) -> None:
-        super().__init__()
+    kind = "flow"
+
+    def __init__(self, noise: float = 0.025, widths: Sequence[int] = (32, 48, 64), depth: int = 2) -> None:
+        super().__init__(noise=noise, widths=list(widths), depth=depth)
         self.noise = noise
-        self.network = convolutions(channels + 1, torch.zeros(channels), width, depth)
+        self.network = UNet(3, tuple(widths), depth, depth)
+        self.multiple = self.network.multiple
+        torch.nn.init.zeros_(self.network.head.weight)
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """Velocity ``(B, C, H, W)`` at points z of the same shape and times t ``(B,)`` in [0, 1]."""
-        time = t.view(-1, 1, 1, 1).expand(-1, 1, *z.shape[2:])
-        return self.network(torch.cat([z, time.to(z)], 1))
+        """Velocity ``(B, 3, H, W)`` at points z of the same shape, any size, and times t ``(B,)`` in [0, 1]."""
+        height, width = z.shape[-2:]
+        padded = F.pad(z - 0.5, (0, -width % self.multiple, 0, -height % self.multiple), mode="replicate")
+        share = torch.zeros_like(t)
+        return self.network(padded, (LEVELS - 1) * t, share)[..., :height, :width]
 
     def start(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Z₀ of posterior means ``(B, C, H, W)``."""
+        """Z₀ of posterior means ``(B, 3, H, W)``."""
         return mean + self.noise * torch.randn(mean.shape, generator=generator)
 
     def loss(self, mean: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mean squared error of the velocity between means and true pictures ``(B, C, H, W)``; times are stratified."""
+        """Mean squared error of the velocity between means and true pictures ``(B, 3, H, W)``; times are stratified."""
         count = len(mean)
         t = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         z0, at = self.start(mean, generator), t.view(-1, 1, 1, 1)
@@ -54,7 +65,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def sample(self, mean: Tensor, steps: int = 20, generator: torch.Generator | None = None) -> Tensor:
-        """Realistic pictures for posterior means ``(B, C, H, W)``, by so many Euler steps; not clipped.
+        """Realistic pictures for posterior means ``(B, 3, H, W)``, by so many Euler steps; not clipped.
 
         Raises:
             OperatorError: there is no step.

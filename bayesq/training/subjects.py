@@ -16,15 +16,20 @@ from bayesq.architecture import ARCHITECTURES, Architecture
 from bayesq.codec import Codec
 from bayesq.denoiser import Denoiser, Sizes
 from bayesq.networks.rate import rate_weight
+from bayesq.posthoc import BayesCap, Flow
 from bayesq.runtime import bfloat16_is_fast
 from bayesq.training.data import Crops
 from bayesq.training.denoising import DenoisingLoss
 from bayesq.training.loss import RateDistortionLoss, draw_levels
+from bayesq.training.overlaying import OverlayLoss, denoised
 from bayesq.training.start import initialise
 from bayesq.training.tables import fitted_tables
 
 VALIDATION_LEVELS = (0, 64, 128, 191, 255)
 VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
+OVERLAYS: dict[str, type[BayesCap] | type[Flow]] = {"cap": BayesCap, "flow": Flow}
+OVERLAY_SIGMAS = (15, 25, 50)
+OVERLAY_SIDE, OVERLAY_TIMES = 256, 4
 COARSER_RATE = 0.45
 """What the learning rate is multiplied by from one size of maps to the next coarser.
 
@@ -166,7 +171,50 @@ class DenoiserSubject:
         return {**row, "validation": -sum(row.values()) / len(row)}
 
 
+@dataclass(frozen=True)
+class OverlaySubject:
+    """What is laid over the shipped denoiser; its log has the loss at a few levels of noise, and the mean of those."""
+
+    kind: str
+    network_sizes: str = "{}"
+    rich: ClassVar[bool] = False
+
+    def build(self, sizes: str | None = None) -> BayesCap | Flow:
+        return OVERLAYS[self.kind](**json.loads(sizes or self.network_sizes))
+
+    def load(self, path: Path) -> BayesCap | Flow:
+        return OVERLAYS[self.kind].load(path).train().requires_grad_(True)
+
+    def sizes(self, model: BayesCap | Flow) -> str:
+        return json.dumps(model.sizes)
+
+    def rate_share(self, model: BayesCap | Flow, name: str) -> float:
+        return COARSER_RATE ** model.network.halvings(name.removeprefix("network.")) if isinstance(model, Flow) else 1.0
+
+    def start(self, model: BayesCap | Flow, crops: Crops, generator: torch.Generator, count: int) -> None:
+        """Nothing: the networks start at random."""
+
+    def finish(self, model: BayesCap | Flow, crops: Crops, generator: torch.Generator, side: int) -> None:
+        """Nothing."""
+
+    def criterion(self, model: BayesCap | Flow) -> nn.Module:
+        return OverlayLoss(model)
+
+    def scores(self, model: BayesCap | Flow, pictures: Sequence[Tensor]) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for place, sigma in enumerate(OVERLAY_SIGMAS):
+            generator, found = torch.Generator().manual_seed(place), []
+            for x in pictures:
+                crop = x[..., :OVERLAY_SIDE, :OVERLAY_SIDE].expand(OVERLAY_TIMES, -1, -1, -1)
+                restored = denoised(crop, torch.full((len(crop),), sigma / 255), generator)
+                found.append(float(OverlayLoss(model).of(restored, crop, generator)))
+            row[f"loss_{sigma:g}"] = sum(found) / len(found)
+        return {**row, "validation": sum(row.values()) / len(row)}
+
+
 SUBJECTS: dict[str, Subject] = {
     **{name: CodecSubject(architecture) for name, architecture in ARCHITECTURES.items()},
     "denoiser": DenoiserSubject(),
+    "cap": OverlaySubject("cap"),
+    "flow": OverlaySubject("flow"),
 }
