@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from bayesq import operators
-from bayesq.inference.texture import between_channels
 from bayesq.operators.conditioning import condition
 
 SIZE, SIGMA = (7, 8), 0.05
@@ -64,19 +63,6 @@ def test_draws_have_the_mean_and_the_covariance(name):
     white = (draws - exact) @ whiten.T
     assert white.mean(0).abs().max() < 4.5 / n**0.5 + 0.01
     assert (white.T @ white / n - torch.eye(len(exact))).abs().max() < 6 * 2**0.5 / n**0.5
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_values_may_vary_together(name):
-    physics = OPERATORS[name]
-    mean, std, y, _, _ = posed(physics)
-    root = between_channels(torch.eye(mean.numel()).unflatten(1, mean.shape[1:])).flatten(1).double()
-    spread = std.expand_as(mean).flatten().double()[:, None] * root
-    a = dense(physics, mean).double()
-    covariance = torch.linalg.inv(a.T @ a / SIGMA**2 + torch.linalg.inv(spread @ spread.T))
-    exact = mean.flatten() + covariance @ (a.T @ (y - physics.A(mean)).flatten().double() / SIGMA**2)
-    found = condition(mean, std, y, physics, SIGMA, tolerance=1e-5, root=between_channels).flatten()
-    assert ((found - exact) / covariance.diagonal().sqrt()).abs().max() < 1e-3
 
 
 def test_what_is_not_measured_keeps_its_law():

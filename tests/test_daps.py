@@ -10,7 +10,6 @@ from bayesq import operators, restore, zoo
 from bayesq.channels import restore_channels
 from bayesq.errors import OperatorError
 from bayesq.inference import DAPS, VBLE, Posterior
-from bayesq.inference.texture import between_channels
 from bayesq.io import read_image, to_tensor
 from bayesq.likelihoods import Cells, Gaussian, Impulse, Mixture, Poisson, UnknownGaussian, from_physics
 from bayesq.metrics import psnr
@@ -46,30 +45,21 @@ def photo():
 
 @pytest.mark.parametrize("noise_alone", [True, False])
 def test_samples_follow_a_posterior_that_is_known(noise_alone):
-    """Noise alone, or half of the pixels lost: each pixel is of its own, its channels of a known covariance."""
+    """Noise alone, or half of the pixels lost: each pixel is of its own."""
     mask = torch.ones(SIZE, dtype=torch.bool) if noise_alone else torch.rand(SIZE, generator=generator(1)) < 0.5
     physics = operators.denoise(SIZE, SIGMA) if noise_alone else operators.inpaint(mask, SIZE, SIGMA)
     truth = 0.5 + SPREAD * torch.randn(1, 3, *SIZE, generator=generator(2))
     y = operators.degrade(truth, physics, generator(3))
-    search = DAPS(posterior(physics, y), 10, GaussianPrior(), last=0.001, weight=1, breadth=50)
+    search = DAPS(posterior(physics, y), 10, GaussianPrior(), last=0.001, weight=1, breadth=50, doubt=1)
     state = search.init(torch.full_like(truth, 0.5))
     for _ in range(10):
         state, info = search.step(state, generator())
-    draws = search.sample(state, 1000, generator())
+    draws = search.sample(state, 600, generator())
     precision = 1 / SPREAD**2 + mask / SIGMA**2
-    mean = 0.5 + (y - 0.5) * mask / SIGMA**2 / precision
-    assert ((state.picture - mean) * precision**0.5).abs().mean() < 0.15
-    torch.testing.assert_close(draws.mean(0), state.picture, atol=1e-3, rtol=0)
-    unseen = SPREAD**2 * between_channels(between_channels(torch.eye(3)[..., None, None]))[..., 0, 0]
-    seen = torch.eye(3) / SIGMA**2
-    posteriors = {True: torch.linalg.inv(torch.linalg.inv(unseen) + seen), False: unseen}
-    if noise_alone:
-        posteriors[True] = unseen / SPREAD**2 / (1 / SPREAD**2 + 1 / SIGMA**2)
-    away = (draws - draws.mean(0))[:, 0].permute(2, 3, 0, 1)
-    for place in (True, False) if not noise_alone else (True,):
-        z = away[mask == place] @ torch.linalg.inv(torch.linalg.cholesky(posteriors[place])).T
-        found = (z.mT @ z / len(draws)).mean(0)
-        torch.testing.assert_close(found, torch.eye(3), atol=0.1, rtol=0)
+    mean, std = 0.5 + (y - 0.5) * mask / SIGMA**2 / precision, precision**-0.5
+    z = (draws - mean) / std
+    assert z.mean(0).abs().mean() < 0.15 and abs(z.mean()) < 0.05
+    assert 0.95 < z.std(0).mean() < 1.05
     assert math.isnan(info.elbo) and math.isfinite(info.log_likelihood)
     assert search.cells(state) == []
 

@@ -269,5 +269,5 @@ RIVALS = [
     Rival("biharmonic (scikit-image)", ("inpaint",), (0.0,), _biharmonic),
     Rival("TV (deepinv)", ("denoise",), _ladder(0.05, 0.15, 5), total_variation),
     Rival("TV (deepinv)", ("deblur", "superres", "inpaint"), _ladder(2e-4, 5e-3, 5), total_variation),
-    Rival("deep image prior (deepinv)", TASKS, (1000,), _deep_image_prior),
+    Rival("deep image prior (deepinv)", TASKS, (500,), _deep_image_prior),
 ]

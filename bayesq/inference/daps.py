@@ -27,7 +27,7 @@ from bayesq.cells import Cell
 from bayesq.denoiser import Denoiser
 from bayesq.errors import OperatorError
 from bayesq.inference.base import Info, Posterior
-from bayesq.inference.texture import between_channels, error_field
+from bayesq.inference.texture import error_field
 from bayesq.likelihoods import DecoderError, Mixture, NearlyGaussian, gaussian_near, noise_level
 from bayesq.operators import BicubicDownsampling, has_start
 from bayesq.operators.conditioning import condition
@@ -69,11 +69,12 @@ class DAPS:
     matter the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so
     far hardly counts then but in place of values that say nothing.
 
-    Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s, in which errors
-    hang together as ``bayesq.inference.texture`` says. Where noise is all that is the matter that is the posterior.
-    Behind an operator the denoiser is asked once, of the estimate with noise of ``breadth``, and its law, between
-    channels alone, is conditioned on the measurement: what is measured weakly or not at all is as uncertain as the
-    denoiser finds it. Those samples are in pairs mirrored at the estimate. Samples are moved to have the search's
+    Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s. Where noise is
+    all that is the matter that law is the posterior, and errors hang together as ``bayesq.inference.texture`` says.
+    Behind an operator the denoiser is asked once, of the estimate with noise of ``breadth``, and its law is conditioned
+    on the measurement: what is measured weakly or not at all is as uncertain as the denoiser finds it. That law is
+    treated as if values were independent, which they are not: what noisy measurements say is believed too readily. So s
+    counts ``doubt`` times. Those samples are in pairs mirrored at the estimate. Samples are moved to have the search's
     estimate for mean, which errs less than theirs. Nothing is propagated back through the denoiser.
 
     What the noise owes to the picture or to chance (the photons' number, a level that is not known, outliers) is found
@@ -103,6 +104,7 @@ class DAPS:
         momentum: How much of a step's change is added to it before the next, at first; it fades evenly to nothing.
         faint: The weight where noise is all that is the matter.
         breadth: σ of the law behind an operator.
+        doubt: What s is multiplied by there.
 
     Raises:
         OperatorError: the noise is not nearly Gaussian, or the operator is not linear.
@@ -117,6 +119,7 @@ class DAPS:
     momentum: float = 1.0
     faint: float = 0.03
     breadth: float = 0.15
+    doubt: float = 1.5
 
     def __post_init__(self) -> None:
         if not self.takes(self.posterior.likelihood):
@@ -185,9 +188,8 @@ class DAPS:
         draws: list[Tensor] = []
         while len(draws) < n:
             y, noise = self._measured(x, generator, drawn=True)
-            zeros = torch.zeros_like(y)
-            physics = self._likelihood.physics
-            away = condition(nothing, std, zeros, physics, noise, generator, TOLERANCE, between_channels)
+            physics, zeros = self._likelihood.physics, torch.zeros_like(y)
+            away = condition(nothing, self.doubt * std, zeros, physics, noise, generator, TOLERANCE)
             draws += [x + away, x - away]
         return torch.stack(draws[:n])
 

@@ -26,15 +26,6 @@ MARGIN = 32
 """Pixels by which a field is drawn larger than it is asked for, for it is periodic."""
 
 
-def between_channels(white: Tensor) -> Tensor:
-    """Gives white values ``(…, 3, H, W)`` of variance 1 the correlation of errors between channels: 5/8.
-
-    A symmetric matrix, the root of the correlation's.
-    """
-    luma = white.mean(-3, keepdim=True)
-    return LUMA**0.5 * luma + CHROMA**0.5 * (white - luma)
-
-
 def error_field(shape: tuple[int, ...], sigma: float, generator: torch.Generator) -> Tensor:
     """Draws errors of a denoiser, in units of its deviation.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from deepinv.physics import LinearPhysics
 from torch import Tensor
@@ -21,12 +19,11 @@ def condition(
     sigma: float | Tensor,
     generator: torch.Generator | None = None,
     tolerance: float = TOLERANCE,
-    root: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """The mean of p(x | y), or a draw of it, where x ~ N(mean, S²) and y = A x + σ n; S scales by std.
+    """The mean of p(x | y), or a draw of it, where x ~ N(mean, diag(std²)) and y = A x + σ n.
 
-    With x = mean + S u, u is the solution of (I + Sᵀ Aᵀ σ⁻² A S) u = Sᵀ Aᵀ σ⁻² (y − A mean), found by conjugate
-    gradients, in which what is known well beforehand costs no iterations. A draw is the same with mean
+    With x = mean + std · u, u is the solution of (I + S Aᵀ σ⁻² A S) u = S Aᵀ σ⁻² (y − A mean), found by conjugate
+    gradients; S scales by std, so that what is known well beforehand costs no iterations. A draw is the same with mean
     and y perturbed by their noises (Papandreou and Yuille 2010).
 
     Args:
@@ -40,29 +37,25 @@ def condition(
             if all were so much of their deviation off.
     """
     std = std.expand_as(mean)
-
-    def spread(u: Tensor) -> Tensor:
-        return std * (root(u) if root else u)
-
-    def pull(v: Tensor) -> Tensor:
-        gradient = std * physics.A_adjoint(v / sigma**2)
-        return root(gradient) if root else gradient
-
     if generator is not None:
-        mean = mean + spread(torch.randn(mean.shape, generator=generator))
+        mean = mean + std * torch.randn(mean.shape, generator=generator)
         y = y + sigma * torch.randn(y.shape, generator=generator)
-    residual = pull(y - physics.A(mean))
+
+    def normal(u: Tensor) -> Tensor:
+        return u + std * physics.A_adjoint(physics.A(std * u) / sigma**2)
+
+    residual = std * physics.A_adjoint((y - physics.A(mean)) / sigma**2)
     u, direction, size = torch.zeros_like(mean), residual, _square(residual)
     enough = tolerance**2 * mean[0].numel()
     for _ in range(ITERATIONS):
-        image = direction + pull(physics.A(spread(direction)))
+        image = normal(direction)
         step = size / _dot(direction, image).clamp_min(1e-30)
         u, residual = u + step * direction, residual - step * image
         if bool((step * size <= enough).all()):
             break
         size, before = _square(residual), size
         direction = residual + size / before.clamp_min(1e-30) * direction
-    return mean + spread(u)
+    return mean + std * u
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
