@@ -117,6 +117,18 @@ def test_measure_gives_a_score_a_picture(codec, pictures):
             assert 0.1 < std / rmse < 10
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+def test_choices_are_compared_with_an_oracles(codec, pictures, sigma, monkeypatch):
+    monkeypatch.setattr(restore, "QUALITIES", (20.0, 70.0))
+    task, x = replace(restore.SUITE[2], sigma=sigma), [pictures[0][..., :32, :32]]
+    scores = restore.measure(codec, task, x, tuning=x, words=["VBLE"], choices=True, steps=2, samples=4)
+    plain, *chosen, tuned = scores
+    assert plain.method == "VBLE" and "tuned" in tuned.method and len(chosen) == (sigma > 0)
+    assert tuned.parameter in (20, 70) and tuned.uncertainty is None
+    at = [restore.measure(codec, task, x, words=["VBLE"], quality=q, steps=2, samples=4)[0].psnr for q in (20, 70)]
+    assert tuned.psnr == pytest.approx(max(at))
+
+
 def test_command_prints_tables_and_writes_json(tmp_path, folder, codec, capsys):
     model, out = tmp_path / "model.safetensors", tmp_path / "out.json"
     codec.save(model)

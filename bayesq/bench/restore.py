@@ -10,10 +10,11 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from deepinv.physics import Denoising, LinearPhysics, PoissonNoise
@@ -23,10 +24,12 @@ from tqdm import tqdm
 
 from bayesq import metrics, operators
 from bayesq.bench import table
-from bayesq.bench.rivals import Problem, Rival, tune
+from bayesq.bench.rivals import TASKS, Problem, Rival, tune
+from bayesq.choice import choose
 from bayesq.codec import Codec
 from bayesq.inference import DAPS, VBLE, MAPz
 from bayesq.io import to_tensor
+from bayesq.likelihoods import SIGMA_FLOOR
 from bayesq.operators import Size, degrade, initial_image
 from bayesq.resources import data_dir
 from bayesq.restore import Restoration, restore
@@ -34,6 +37,8 @@ from bayesq.restore import Restoration, restore
 log = logging.getLogger(__name__)
 Method = Callable[[Tensor, LinearPhysics], Tensor | Restoration]
 """A picture (1, 3, H, W), samples (n, 1, 3, H, W), or a restoration."""
+QUALITIES = 40.0, 60.0, 80.0, 100.0
+"""Among which an oracle chooses."""
 POINT = "MAP-z"
 """The method of ours without samples: those of its restorations are points, one for each grid."""
 Build = Callable[[Size, float, torch.Generator], LinearPhysics]
@@ -196,6 +201,7 @@ def measure(
     rivals: Sequence[Rival] = (),
     tuning: Sequence[Tensor] = (),
     words: Sequence[str] = ("",),
+    choices: bool = False,
     seed: int = 0,
     quality: float | None = None,
     steps: int | None = None,
@@ -211,6 +217,8 @@ def measure(
         pictures: Each ``(1, 3, H, W)`` in [0, 1].
         rivals: Methods to compare with; those that cannot do the task are left out.
         tuning: Pictures on which the rivals' parameters are chosen.
+        choices: Also run VBLE with quality and weight chosen by held-out measurements, where there is noise enough, and
+            with the quality that an oracle chooses as it chooses a rival's parameter.
         words: Only methods whose names hold one of these, in capitals or not.
         seed: Of the first picture's mask and noise, and of the inference; the n-th picture's is n more.
         quality: Of the prior; by default ``restore``'s choice.
@@ -228,22 +236,30 @@ def measure(
     def wanted(name: str) -> bool:
         return any(word.lower() in name.lower() for word in words)
 
-    def ours(algorithm: type[DAPS | VBLE | MAPz]) -> Method:
-        def run(y: Tensor, physics: LinearPhysics) -> Restoration:
-            return restore(
-                y,
-                physics,
-                codec=codec,
-                quality=quality,
-                algorithm=algorithm,
-                steps=None if algorithm is DAPS else steps,
-                samples=samples,
-                generator=torch.Generator().manual_seed(seed),
-            )
+    def ours(y: Tensor, physics: LinearPhysics, algorithm: type[DAPS | VBLE | MAPz], **options: Any) -> Restoration:
+        return restore(
+            y,
+            physics,
+            codec=codec,
+            algorithm=algorithm,
+            steps=None if algorithm is DAPS else steps,
+            samples=samples,
+            generator=torch.Generator().manual_seed(seed),
+            **{"quality": quality, **options},
+        )
 
-        return run
+    def chosen(y: Tensor, physics: LinearPhysics) -> Restoration:
+        choice = choose(y, physics, codec=codec)
+        return ours(y, physics, VBLE, quality=choice.quality, prior_weight=choice.prior_weight)
 
-    all_ours: dict[str, Method] = {"start": initial_image, "DAPS": ours(DAPS), "VBLE": ours(VBLE), POINT: ours(MAPz)}
+    all_ours: dict[str, Method] = {"start": initial_image}
+    all_ours |= {name: partial(ours, algorithm=kind) for name, kind in (("DAPS", DAPS), ("VBLE", VBLE), (POINT, MAPz))}
+    if choices:
+        all_ours |= {"VBLE, chosen by held-out values": chosen} if task.sigma > SIGMA_FLOOR else {}
+        tuned = Rival(
+            "VBLE, quality tuned", TASKS, QUALITIES, lambda y, physics, q: ours(y, physics, VBLE, quality=q).mean
+        )
+        rivals = [tuned, *rivals]
     methods = {name: run for name, run in all_ours.items() if wanted(name)}
     rivals = [rival for rival in rivals if task.name in rival.tasks and wanted(rival.name)]
     scores = []

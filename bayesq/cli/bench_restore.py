@@ -40,6 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="WORD,...",
         help="only methods whose names hold one of these: start, daps, vble, map-z, tv, wiener … (default: all)",
     )
+    parser.add_argument(
+        "--choices",
+        action="store_true",
+        help="restore by VBLE with quality and weight chosen by held-out measurements, and with tuned quality, too",
+    )
     parser.add_argument("--rivals", action="store_true", help="restore by scikit-image and by total variation too")
     parser.add_argument(
         "--tune",
@@ -73,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         tasks = [replace(task, sigma=operators.parse_noise(args.sigma)) for task in tasks]
     codec = zoo.load(args.model)
     options = {"seed": args.seed, "quality": args.quality, "steps": args.steps, "samples": args.samples}
-    options["words"] = args.methods
+    options |= {"words": args.methods, "choices": args.choices}
     options["border"] = 5 if vble else 0
     pictures, trials = ([restore.read(path, args.crop) for path in group] for group in (paths, tuning))
     opponents = rivals.available() if args.rivals else []
