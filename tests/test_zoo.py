@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from bayesq import files, zoo
-from bayesq.calibration import of_model
+from bayesq.calibration import finest_detail, of_model
 from bayesq.errors import ModelError
 from bayesq.io import read_image, to_tensor
+from bayesq.metrics import psnr
 from bayesq.networks.integer import INPUT_MAX, IntegerConv
 from bayesq.resources import data_dir, models_dir
+
+LOADERS = {"codec": zoo.load, "denoiser": zoo.denoiser, "cap": zoo.cap, "flow": zoo.flow}
 
 
 @pytest.fixture
@@ -47,8 +50,35 @@ def test_shipped_manifest_is_consistent():
 def test_shipped_models_have_cards_and_calibrations(entry):
     folder = (models_dir() / entry.file).parent
     assert entry.id in (folder / "card.md").read_text(encoding="utf-8")
-    model = zoo.denoiser(entry.name) if entry.kind == "denoiser" else zoo.load(entry.name)
-    assert of_model(model) is not None
+    model = LOADERS[entry.kind](entry.name)
+    assert model.name == entry.name and model.model_id.hex() == entry.id
+    if entry.kind in ("codec", "denoiser"):
+        assert of_model(model) is not None
+
+
+@pytest.fixture
+def denoised():
+    """A picture in noise, what the denoiser makes of it, and what it was: astronaut's face."""
+    x = to_tensor(read_image(data_dir() / "astronaut.png"))[..., 50:178, 90:218]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return zoo.denoiser()(x + 25 / 255 * noise, 25 / 255).clamp(0, 1), x
+
+
+def test_the_shipped_cap_knows_the_denoisers_errors(denoised):
+    restored, x = denoised
+    law = zoo.cap()(restored)
+    low, high = law.interval(0.9)
+    assert 0.84 < ((low <= x) & (x <= high)).float().mean() < 0.96
+    assert psnr(law.mean, x) > psnr(restored, x) - 0.1
+    assert torch.corrcoef(torch.stack([law.std.flatten(), (restored - x).abs().flatten()]))[0, 1] > 0.25
+
+
+def test_the_shipped_flow_gives_back_detail(denoised):
+    restored, x = denoised
+    drawn = zoo.flow().sample(restored, generator=torch.Generator().manual_seed(0)).clamp(0, 1)
+    lost, left = ((finest_detail(v).mean() / finest_detail(x).mean()).log().abs() for v in (restored, drawn))
+    assert left < 0.6 * lost
+    assert psnr(restored, x) - 3 < psnr(drawn, x) < psnr(restored, x)
 
 
 CODECS = [entry.name for entry in zoo.manifest() if entry.kind == "codec"]
