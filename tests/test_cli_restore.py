@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bayesq import choice, metrics
+from bayesq import calibration, choice, metrics
 from bayesq.cli import main
 from bayesq.cli.restore import ALGORITHMS
 from bayesq.cli.tasks import SUMMARIES
@@ -157,6 +157,19 @@ def test_summary_as_json(photo, spoilt, restore, tmp_path, capsys):
     draws = [to_tensor(read_image(path)) for path in sorted(folder.iterdir())]
     mean = to_tensor(read_image(tmp_path / "x.png"))
     assert (torch.cat(draws).mean(0) - mean).abs().max() < 1.1 / 255
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_realistic_picture_has_more_detail(mode, spoilt, tmp_path, capsys):
+    read_image(spoilt).convert(mode).save(spoilt)
+    x, real = tmp_path / "x.png", tmp_path / "real.png"
+    argv = ["restore", "denoise", str(spoilt), str(x), *NOISE, "--samples", "2", "--realistic", str(real), "--quiet"]
+    assert main(argv) == 0
+    assert read_image(real).mode == mode and read_image(real).size == read_image(x).size
+    detail = [calibration.finest_detail(to_tensor(read_image(path).convert("RGB"))).mean() for path in (x, real)]
+    assert detail[1] > 1.05 * detail[0]
+    assert main([*argv[:-2], str(x), "--quiet"]) == 1
+    assert "twice" in capsys.readouterr().err
 
 
 def test_quality_can_be_chosen(spoilt, hasty, tmp_path, capsys, monkeypatch):

@@ -147,6 +147,9 @@ def check_outputs(args: argparse.Namespace, *paths: str) -> None:
     """Fails, before any work is done, where outputs would mix on standard output or overwrite what they must not."""
     if (args.json, *(path == PIPE for path in paths)).count(True) > 1:
         raise BayesqError("only one output can go to standard output, and --json is one")
+    files = [Path(path).resolve() for path in paths if path != PIPE]
+    if len(set(files)) < len(files):
+        raise BayesqError(f"{max(files, key=files.count)}: cannot be written twice")
     for path in paths:
         if args.no_overwrite and path != PIPE and Path(path).exists():
             raise BayesqError(f"{path}: exists, and --no-overwrite was given")

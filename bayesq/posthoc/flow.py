@@ -25,6 +25,8 @@ from bayesq.networks.unet import UNet
 from bayesq.posthoc.overlay import Overlay
 from bayesq.quality import LEVELS
 
+TEMPERATURE = 0.8
+
 
 class Flow(Overlay):
     """The velocity v(z, t) of colour pictures, by a U-Net that is told the time; 0 at first.
@@ -52,9 +54,9 @@ class Flow(Overlay):
         share = torch.zeros_like(t)
         return self.network(padded, (LEVELS - 1) * t, share)[..., :height, :width]
 
-    def start(self, mean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Z₀ of posterior means ``(B, 3, H, W)``."""
-        return mean + self.noise * torch.randn(mean.shape, generator=generator)
+    def start(self, mean: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """Z₀ of posterior means ``(B, 3, H, W)``, its noise multiplied by the temperature."""
+        return mean + temperature * self.noise * torch.randn(mean.shape, generator=generator)
 
     def loss(self, mean: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mean squared error of the velocity between means and true pictures ``(B, 3, H, W)``; times are stratified."""
@@ -64,15 +66,28 @@ class Flow(Overlay):
         return (self(at * truth + (1 - at) * z0, t) - (truth - z0)).square().mean()
 
     @torch.no_grad()
-    def sample(self, mean: Tensor, steps: int = 20, generator: torch.Generator | None = None) -> Tensor:
-        """Realistic pictures for posterior means ``(B, 3, H, W)``, by so many Euler steps; not clipped.
+    def sample(
+        self,
+        mean: Tensor,
+        steps: int = 20,
+        generator: torch.Generator | None = None,
+        temperature: float = TEMPERATURE,
+    ) -> Tensor:
+        """Realistic pictures for posterior means ``(B, 3, H, W)``; not clipped.
+
+        Args:
+            mean: The means.
+            steps: Of Euler's method.
+            generator: Source of the noise at the start.
+            temperature: What that noise is multiplied by; 1 is as in training. What a small network leaves of it looks
+                like grain; with less there is less of it, and of texture.
 
         Raises:
             OperatorError: there is no step.
         """
         if steps < 1:
             raise OperatorError(f"a flow takes at least 1 step, not {steps}")
-        z = self.start(mean, generator)
+        z = self.start(mean, generator, temperature)
         for step in range(steps):
             z = z + self(z, torch.full((len(z),), step / steps)) / steps
         return z
