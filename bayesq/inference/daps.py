@@ -179,7 +179,8 @@ class DAPS:
         local = _local_level(noise, x)
         asked = y if self._white_noise_alone else self._fit(y, noise, x, local / self.faint**0.5)
         mean, std = self._moments(asked, local, 0)
-        return mean + std * error_field((n, *x.shape), self._level(x), generator)
+        level = self._level(x)
+        return torch.stack([mean + std * error_field(x.shape, level, generator) for _ in range(n)])
 
     def _behind(self, x: Tensor, n: int, generator: torch.Generator) -> Tensor:
         sigma = max(self.breadth, self._level(x))

@@ -6,14 +6,15 @@ import hashlib
 import json
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
-from typing_extensions import Self
 
 from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.weights import pack, unpack
+
+Kind = TypeVar("Kind", bound="Overlay")
 
 
 class Overlay(nn.Module):
@@ -42,7 +43,7 @@ class Overlay(nn.Module):
         atomic_write(path, pack({name: tensor.half() for name, tensor in self.state_dict().items()}, header))
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls: type[Kind], path: str | Path) -> Kind:
         """Reads what ``save`` wrote, ready for inference.
 
         Raises:
