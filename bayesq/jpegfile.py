@@ -199,6 +199,8 @@ class _Reader:
             raise ImageError("only grey and YCbCr JPEG files are read")
         self.progressive = progressive
         parts = [(body[i], body[i + 1] if count > 1 else 0x11, body[i + 2]) for i in range(6, 6 + 3 * count, 3)]
+        if any(not 1 <= factor <= 4 for _, factors, _ in parts for factor in (factors >> 4, factors & 15)):
+            raise ImageError("sampling factors of a JPEG file are 1 to 4")
         self.across, self.down = (max(op(f) for _, f, _ in parts) for op in (lambda f: f >> 4, lambda f: f & 15))
         self.units = (ceil(self.height / (8 * self.down)), ceil(self.width / (8 * self.across)))
         for identity, factors, table in parts:

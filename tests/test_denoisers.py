@@ -6,7 +6,7 @@ import torch
 
 from bayesq import operators
 from bayesq.bench.denoisers import DnCNN, FFDNet
-from bayesq.bench.rivals import pretrained
+from bayesq.bench.rivals import SAMPLES, pretrained
 from bayesq.errors import ModelError
 
 
@@ -48,13 +48,30 @@ def test_dncnn_subtracts_rectified_layers(picture, tmp_path):
     torch.testing.assert_close(net(picture - 0.5, 0.1), picture - 0.5 - 0.5 * (0.5 - picture).clamp_min(0))
 
 
-def test_plug_and_play_restores(tmp_path):
-    """A denoiser that changes nothing leaves the data term alone: what is observed comes back."""
+@pytest.fixture
+def idle(tmp_path):
+    """Methods with denoisers that change nothing, which leaves the data term alone."""
     save(tmp_path / "ffdnet_color.npz", np.eye(12, 13))
     for level in (25, 50):
         save(tmp_path / f"dncnn_color{level}.npz", np.zeros((3, 3)))
+    return pretrained(tmp_path)
+
+
+def test_chains_spread_about_what_is_observed(idle):
+    """By the noise's deviation, and somewhat more for steps as long as these."""
+    (rival,) = (rival for rival in idle if "ULA" in rival.name)
+    physics = operators.TASKS["denoise"]((16, 16), 0.02)
+    y = 0.2 + 0.6 * torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    draws = rival.at(rival.grid[0])(y, physics)
+    assert draws.shape == (SAMPLES, *y.shape)
+    assert 0.02 < draws.std(0).mean() < 0.03
+    assert (draws.mean(0) - y).abs().mean() < 0.006
+
+
+def test_plug_and_play_restores(idle):
+    """What is observed comes back."""
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    for rival in pretrained(tmp_path):
+    for rival in (rival for rival in idle if "ULA" not in rival.name):
         for task in rival.tasks:
             settings = {"deblur": ("gaussian:0.3",), "superres": (2,), "inpaint": (torch.ones(16, 16),)}
             physics = operators.TASKS[task](*settings.get(task, ()), (16, 16), 0.02)

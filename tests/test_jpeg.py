@@ -107,6 +107,15 @@ def test_what_is_no_picture(data, message):
         jpegfile.read(data)
 
 
+@pytest.mark.parametrize("factors", [0x00, 0x01, 0x10, 0x51])
+@pytest.mark.parametrize("component", [0, 1, 2])
+def test_sampling_factors_that_cannot_be_are_refused(picture, component, factors):
+    file = bytearray(coded(picture))
+    file[file.index(b"\xff\xc0") + 11 + 3 * component] = factors
+    with pytest.raises(ImageError, match="sampling factors"):
+        jpegfile.read(bytes(file))
+
+
 def test_other_colours_are_refused(picture):
     with pytest.raises(ImageError, match="YCbCr"):
         jpegfile.read(coded(picture.convert("CMYK")))
