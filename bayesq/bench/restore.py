@@ -149,12 +149,12 @@ class Uncertainty:
     std: list[float]
     rmse: list[float]
 
-    def add(self, samples: Tensor, truth: Tensor, border: int) -> None:
+    def add(self, samples: Tensor, mean: Tensor, truth: Tensor, border: int) -> None:
         """Adds a picture's entries."""
-        samples, x = (metrics.crop_border(v, border) for v in (samples, truth))
+        samples, mean, x = (metrics.crop_border(v, border) for v in (samples, mean, truth))
         self.coverage.append(metrics.coverage(samples, x).tolist())
         self.std.append(samples.std(0).mean().item())
-        self.rmse.append((samples.mean(0) - x).square().mean().sqrt().item())
+        self.rmse.append((mean - x).square().mean().sqrt().item())
 
 
 @dataclass(frozen=True)
@@ -291,10 +291,13 @@ def _score(
         start = perf_counter()
         result = run(y, physics)
         seconds.append(perf_counter() - start)
-        samples = result.samples if isinstance(result, Restoration) else result
+        if isinstance(result, Restoration):
+            samples, estimate = result.samples, result.mean
+        else:
+            samples, estimate = result, result.mean(0) if result.ndim == 5 else result
         if samples.ndim == 5 and method != POINT:
-            uncertainty.add(samples, x, border)
-        estimate = (samples.mean(0) if samples.ndim == 5 else samples).clamp(0, 1)
+            uncertainty.add(samples, estimate, x, border)
+        estimate = estimate.clamp(0, 1)
         pair = metrics.crop_border(estimate, border), metrics.crop_border(x, border)
         psnr.append(metrics.psnr(*pair).item())
         ssim.append(metrics.ssim(*pair).item())
