@@ -30,6 +30,7 @@ VALIDATION_SIGMAS = (2.55, 15, 25, 50, 100)
 OVERLAYS: dict[str, type[BayesCap] | type[Flow]] = {"cap": BayesCap, "flow": Flow}
 OVERLAY_SIGMAS = (15, 25, 50)
 OVERLAY_SIDE, OVERLAY_TIMES = 256, 4
+"""Of held-out pictures: the corner that counts, and how often it is restored, so that a flow's times are spread."""
 COARSER_RATE = 0.45
 """What the learning rate is multiplied by from one size of maps to the next coarser.
 
