@@ -156,7 +156,7 @@ class GaussianCells:
     def tables(self) -> tuple[Tensor, Tables]:
         if self.table is None:
             raise ValueError("this conditional carries no CDF tables")
-        rows = self.index.round().clamp(0, len(self.table.cdf) - 1).to(torch.int16)
+        rows = self.index.round().clamp_(0, len(self.table.cdf) - 1).to(torch.int16)
         if self.dead_zones is not None:
             rows.masked_fill_(rows < self.dead_zones.isinf().sum(), -1)
         return rows, self.table

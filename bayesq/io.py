@@ -182,7 +182,7 @@ def to_tensor(image: Image.Image) -> Tensor:
     import torch
 
     samples = np.array(normalized(image).convert("RGB"))
-    return torch.from_numpy(samples).permute(2, 0, 1)[None].to(torch.float32) / 255
+    return torch.from_numpy(samples).permute(2, 0, 1)[None].to(torch.float32).div_(255)
 
 
 def to_image(x: Tensor) -> Image.Image:
@@ -193,8 +193,8 @@ def to_image(x: Tensor) -> Image.Image:
     """
     import torch
 
-    samples = (x.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)[0].cpu().numpy()
-    planes = [Image.fromarray(plane) for plane in samples]
+    rounded = ((plane * 255).round_().clamp_(0, 255).to(torch.uint8) for plane in x[0].detach())
+    planes = [Image.fromarray(plane.cpu().numpy()) for plane in rounded]
     return planes[0] if len(planes) == 1 else Image.merge("RGB", planes)
 
 

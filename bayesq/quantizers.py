@@ -131,7 +131,7 @@ class DeadZone:
     @cached_property
     def threshold(self) -> Tensor:
         """How far the cell of code 0 reaches, for each value."""
-        return self.reach[self.kind]
+        return self.reach.take(self.kind.long())
 
     def index(self, value: Tensor) -> Tensor:
         distance = value - self.offset

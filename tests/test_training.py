@@ -280,7 +280,7 @@ def test_runs_that_cannot_start(whole_run, data, tmp_path):
     assert not new.exists()
 
 
-@pytest.mark.parametrize("height, width", [(32, 32), (48, 96), (16, 64)])
+@pytest.mark.parametrize("height, width", [(32, 32), (48, 96), (16, 64), (400, 640)])
 def test_lapping_is_undone_by_its_inverse_and_keeps_flat_pictures(height, width):
     kernel = 0.1 * torch.randn(8, 8, generator=generator())
     forward, back = Lapping(), Lapping()
@@ -289,6 +289,12 @@ def test_lapping_is_undone_by_its_inverse_and_keeps_flat_pictures(height, width)
     assert not torch.allclose(forward(x), x)
     assert torch.allclose(back(forward(x)), x, atol=1e-5)
     assert torch.allclose(forward(torch.full_like(x, 0.3)), torch.full_like(x, 0.3), atol=1e-6)
+    lapped = forward(x)
+    with torch.no_grad():
+        for form in (torch.contiguous_format, torch.channels_last):
+            before = x.clone(memory_format=form)
+            assert torch.allclose(forward(before), lapped, atol=1e-5)
+            assert torch.equal(before, x)
 
 
 def correlated_fields(count, size):
