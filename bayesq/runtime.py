@@ -124,7 +124,8 @@ def _translated(module: nn.Module, x: Tensor) -> Any:
     of all that it is made from."""
     import openvino as ov
 
-    digest = hashlib.sha256(f"{module} {version('openvino')} {version('torch')} {bayesq.__version__}".encode())
+    made_with = version("openvino"), version("torch"), bayesq.__version__, bytes_add_up_in_words()
+    digest = hashlib.sha256(f"{module} {made_with}".encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     folder = cache_folder() / "openvino" / digest.hexdigest()[:32]
@@ -163,8 +164,17 @@ def candidates() -> list[str]:
 
 def bfloat16_is_fast() -> bool:
     """Whether this processor has instructions for products in bfloat16; without, they take many times as long."""
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "amx_tile", "avx512_bf16", "bf16"))
+    return _has_any("amx_bf16", "amx_tile", "avx512_bf16", "bf16")
+
+
+def bytes_add_up_in_words() -> bool:
+    """Whether this processor has instructions that add up products of bytes in 32 bits; others saturate at 16."""
+    return _has_any("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def _has_any(*instructions: str) -> bool:
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name, False) for name in instructions)
 
 
 def time_of(runtime: Runtime, codec: Codec, side: int = SIDE) -> float:

@@ -40,6 +40,7 @@ from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Smooth
 from bayesq.quantization.tuning import LearnedConv
 from bayesq.resources import data_dir
 from bayesq.restore import restore
+from bayesq.runtime import bytes_add_up_in_words
 
 SHAPES = {
     "nothing": (),
@@ -412,7 +413,8 @@ def test_layers_are_timed_by_their_kernels(drafts):
     pytest.importorskip("openvino")
     stopwatch, draft = Stopwatch(side=64), drafts["synthesis.up"].with_activation(8)
     times = {form: stopwatch(draft, form) for form in (Affine(3), Affine(8), Affine(9), None)}
-    assert times[Affine(3)] == times[Affine(8)] != times[Affine(9)] and min(times.values()) > 0
+    assert times[Affine(3)] == times[Affine(8)] and times[Affine(9)] == times[None] and min(times.values()) > 0
+    assert (times[Affine(8)] != times[Affine(9)]) == bytes_add_up_in_words()
 
 
 def test_latency_needs_an_engine(base, data, monkeypatch):
@@ -503,7 +505,7 @@ def test_damaged_quantised_models_are_refused(made, tmp_path):
         QuantizedConv(layer.spec, layer.padding, {**layer.state_dict(), "codes": layer.codes[:-1]})
 
 
-def test_an_engine_runs_eight_bit_layers_in_integers(base, data, picture):
+def test_an_engine_runs_eight_bit_layers_in_integers_where_they_do_not_saturate(base, data, picture):
     pytest.importorskip("openvino")
     from bayesq.runtime import openvino
 
@@ -515,4 +517,21 @@ def test_an_engine_runs_eight_bit_layers_in_integers(base, data, picture):
     operations = runtime.analysis._request.get_compiled_model().get_runtime_model().get_ops()
     facts = [op.get_rt_info() for op in operations]
     kinds = [fact["runtimePrecision"].astype(str) for fact in facts if fact["layerType"].astype(str) == "Convolution"]
-    assert kinds.count("u8") + kinds.count("i8") >= len(kinds) - 2
+    in_bytes = kinds.count("u8") + kinds.count("i8")
+    assert in_bytes >= len(kinds) - 2 if bytes_add_up_in_words() else in_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about how OpenVINO traces
+def test_an_engine_computes_smoothed_layers_as_torch_does(base, data):
+    ov = pytest.importorskip("openvino")
+    from bayesq.runtime import compiled
+
+    codec = quantize(base, Recipe(inputs=(("*", 8),), shapes=(Smooth(0.5),)), data).codec
+    layers = [layer for _, layer in quantized(codec) if layer.step is not None and layer.input_scale is not None]
+    assert layers
+    for layer in layers:
+        shape = 1, layer.spec.shape[1], 16, 16
+        x = 40 * layer.step * torch.randn(shape, generator=torch.Generator().manual_seed(0)) / layer.input_scale
+        found = torch.from_numpy(compiled(ov.convert_model(layer, example_input=x)).infer([x.numpy()])[0])
+        exact = layer(x)
+        assert (found - exact).norm() < 0.01 * exact.norm()

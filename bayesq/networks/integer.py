@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from bayesq.errors import ModelError
 from bayesq.networks.rate import LEVELS, Interpolated
 from bayesq.quantizers import Clamp, LeakyClamp, StraightThrough
+from bayesq.runtime import bytes_add_up_in_words
 
 SHIFT = 20
 INPUT_MAX = 255
@@ -39,8 +40,6 @@ ACCUMULATOR_MAX = 2**24
 MULTIPLIER_MAX = 2**27
 BIAS_MAX = 2**31 - 1
 EVERY = slice(None)
-BYTE_INSTRUCTIONS = "avx512_vnni", "avx_vnni", "amx_int8"
-"""Of which any adds up products of bytes in 32 bits; those of older processors saturate at 16."""
 LIMITS = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
 """Environment variables that keep torch from using a processor's instructions."""
 
@@ -103,9 +102,8 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
 @cache
 def bytes_are_exact() -> bool:
     """Whether torch's matrix products of bytes are right and fast on this processor, under this environment."""
-    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     limited = any(name in os.environ for name in LIMITS)
-    if limited or not any(known.get(name) for name in BYTE_INSTRUCTIONS) or not hasattr(torch, "_int_mm"):
+    if limited or not bytes_add_up_in_words() or not hasattr(torch, "_int_mm"):
         return False
     x, weight = torch.full((64, 256), INPUT_MAX, dtype=torch.uint8), torch.full((256, 64), 127, dtype=torch.int8)
     return bool((torch._int_mm(x, weight) == 256 * INPUT_MAX * 127).all())

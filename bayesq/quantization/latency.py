@@ -24,7 +24,7 @@ class Stopwatch:
     """Seconds of convolutions in OpenVINO, each alone; equal ones are timed once.
 
     Integers, whatever their number format's width, take the engine's eight-bit kernels where both factors have at most
-    eight bits and a step a channel; all other layers are computed in float32.
+    eight bits and a step a channel, if those are right on this processor; all other layers are computed in float32.
 
     Attributes:
         side: Of the picture, pixels.

@@ -24,6 +24,7 @@ from bayesq.errors import ModelError
 from bayesq.quantization.formats import Affine, Format, Parameters, as_json, from_json
 from bayesq.quantization.formats.affine import ClippedLattice
 from bayesq.quantization.formats.base import Grid, half
+from bayesq.runtime import bytes_add_up_in_words
 
 GRID = "grid_"
 Inputs = tuple[int, Tensor, Tensor]
@@ -138,7 +139,7 @@ class QuantizedConv(nn.Module):
         (rows, columns), shift, scale = self.padding, self.input_shift, self.input_scale
         x = F.pad(x, (columns, columns, rows, rows)) if rows or columns else x
         x = x if shift is None else x - shift
-        x = x if scale is None else x * scale
+        x = x if scale is None else _scaled(x, scale)
         return rotated(x, self.spec.rotation)
 
     def rounded(self, x: Tensor) -> Tensor:
@@ -187,8 +188,25 @@ class QuantizedConv(nn.Module):
         return torch.fake_quantize_per_channel_affine(self.weight, step, zero, 0, 0, 2**grid.width - 1)
 
 
+def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    """x ``(B, C, h, w)`` times the scale of each channel, ``(1, C, 1, 1)``.
+
+    Traced as a convolution of single pixels: OpenVINO (2026.4) would draw a product into the rounding after it, where
+    it then scales eight channels alike.
+    """
+    return F.conv2d(x, scale.movedim(1, 0), groups=scale.shape[1]) if torch.jit.is_tracing() else x * scale
+
+
 def in_integers(form: Format, activation: int | None) -> bool:
-    """Whether inference engines have integer kernels for such weights and inputs: eight bits, a step a channel."""
+    """Whether inference engines have integer kernels for such weights and inputs that are right on this processor.
+
+    They take eight bits and a step a channel. Without instructions that add up in 32 bits, sums saturate.
+    """
+    return fits_bytes(form, activation) and bytes_add_up_in_words()
+
+
+def fits_bytes(form: Format, activation: int | None) -> bool:
+    """Whether engines may take integer kernels for such weights and inputs."""
     return isinstance(form, Affine) and form.width <= 8 and form.group == 0 and activation == 8
 
 
