@@ -248,7 +248,7 @@ def pretrained(folder: Path) -> list[Rival]:
         Rival("FFDNet", ("denoise",), (1.0,), denoise),
         Rival("DnCNN of 25 or 50", ("denoise",), (1.0,), denoise_at_trained_level),
         Rival("PnP with FFDNet (deepinv's DPIR)", ("deblur", "superres", "inpaint"), (0.7, 1.0, 1.5, 2.5), plug),
-        Rival("PnP-ULA with FFDNet (deepinv)", TASKS, (1000,), langevin),
+        Rival("PnP-ULA (deepinv)", TASKS, (1000,), langevin),
     ]
 
 

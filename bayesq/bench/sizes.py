@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bayesq.codec import Codec
 
 ENOUGH = 8.0
-"""Megapixels after which a picture, coded again and again, is timed well enough."""
+"""Megapixels that a picture is coded again and again for."""
 _STEP = 96
 
 
@@ -38,7 +38,7 @@ class Setting:
     Attributes:
         model: A name or a weights file.
         quality: 0 to 100.
-        repeats: At most, of small pictures.
+        repeats: Rounds through all sizes; the fastest counts, for a machine's own speed varies by more than the sizes'.
         threads: Of torch; None: as it likes.
         cpu: Whether processor time is counted.
     """
@@ -55,7 +55,7 @@ class Cost:
     """What a process had to give.
 
     Attributes:
-        seconds: Per megapixel, the median of the repeats, from disk to disk; the start is not counted.
+        seconds: Per megapixel, from disk to disk, in the fastest round; the start is not counted.
         mebibytes: The most memory that it held at any time, with Python, torch and the model.
     """
 
@@ -110,7 +110,8 @@ def run(
 ) -> Report:
     """Encodes a photograph, repeated to each size, from a PPM file, and decodes it to another.
 
-    Each is done by a process of its own, whose memory is that of nothing else.
+    Each is done by a process of its own, whose memory is that of nothing else, in rounds: what slows the machine down
+    for a while does not hit one size alone.
 
     Args:
         photo: Picture file.
@@ -119,17 +120,27 @@ def run(
         progress: Wraps the sizes.
     """
     setting = setting or Setting()
-    rows = []
+    costs: dict[float, list[tuple[Cost, Cost]]] = {megapixels: [] for megapixels in sizes}
     with TemporaryDirectory() as folder:
-        source, coded, decoded = (Path(folder, name) for name in ("source.ppm", "coded.bq", "decoded.ppm"))
-        for megapixels in progress(sizes):
-            width = max(round((1.5e6 * megapixels) ** 0.5 / _STEP), 1) * _STEP
-            height = width * 2 // 3
-            write_repeated(photo, source, width, height)
-            costs = _alone(_encode, source, coded, setting), _alone(_decode, coded, decoded, setting)
-            columns, lines = describe(coded.read_bytes()).tile_grid
-            rows.append(Row(width, height, columns * lines, *costs))
-    return Report(rows)
+        decoded = Path(folder, "decoded.ppm")
+        for megapixels in progress([*costs] * setting.repeats):
+            source, coded = (Path(folder, f"{megapixels}.{ending}") for ending in ("ppm", "bq"))
+            if not source.exists():
+                width = max(round((1.5e6 * megapixels) ** 0.5 / _STEP), 1) * _STEP
+                write_repeated(photo, source, width, width * 2 // 3)
+            ways = _alone(_encode, source, coded, setting), _alone(_decode, coded, decoded, setting)
+            costs[megapixels].append(ways)
+        return Report([_row(Path(folder, f"{megapixels}.bq"), rounds) for megapixels, rounds in costs.items()])
+
+
+def _row(coded: Path, rounds: list[tuple[Cost, Cost]]) -> Row:
+    facts = describe(coded.read_bytes())
+    columns, lines = facts.tile_grid
+    encode, decode = (
+        Cost(min(cost.seconds for cost in costs), max(cost.mebibytes for cost in costs))
+        for costs in zip(*rounds, strict=True)
+    )
+    return Row(facts.width, facts.height, columns * lines, encode, decode)
 
 
 def write_repeated(photo: Path, target: Path, width: int, height: int) -> None:
@@ -186,7 +197,7 @@ def _cost(work: Callable[[], object], size: tuple[int, int], setting: Setting) -
     megapixels = size[0] * size[1] / 1e6
     clock = time.process_time if setting.cpu else time.perf_counter
     seconds = []
-    for _ in range(min(setting.repeats, max(round(ENOUGH / megapixels), 1))):
+    for _ in range(max(round(ENOUGH / megapixels), 1)):
         start = clock()
         work()
         seconds.append(clock() - start)
