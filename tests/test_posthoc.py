@@ -85,6 +85,25 @@ def test_scale_and_shape_are_recovered_and_intervals_cover(shape):
         assert inside[bright].float().mean().item() == pytest.approx(level, abs=0.03)
 
 
+def test_a_cap_that_is_told_the_noise_has_its_bars_grow_with_it():
+    generator = torch.Generator().manual_seed(4)
+
+    def draw():
+        restored, sigma = batch(generator), 0.02 * 5 ** torch.rand(4, generator=generator)
+        return restored, restored + sigma.view(-1, 1, 1, 1) * torch.randn(restored.shape, generator=generator), sigma
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cap = BayesCap(width=16, depth=2, told=True)
+    fit(cap, cap.loss, (draw() for _ in range(300)), steps=300, rate=1e-2)
+    for sigma in (0.02, 0.05, 0.1):
+        assert cap(batch(generator), sigma).std.mean().item() == pytest.approx(sigma, rel=0.1)
+    with pytest.raises(OperatorError, match="has to be told"):
+        cap(batch(generator))
+    with pytest.raises(OperatorError, match="takes no level"):
+        BayesCap()(batch(generator), 0.1)
+
+
 def test_training_stops_when_the_pairs_end():
     x, cap = batch(torch.Generator().manual_seed(0)), BayesCap(width=4, depth=2)
     assert len(fit(cap, cap.loss, [(x, x)] * 3)) == 3
@@ -121,7 +140,9 @@ def test_a_flow_takes_steps():
         Flow().sample(torch.zeros(1, 3, 8, 8), 0)
 
 
-@pytest.mark.parametrize("network", [BayesCap(width=8, depth=2), Flow(widths=(8, 8), depth=1)], ids=["cap", "flow"])
+@pytest.mark.parametrize(
+    "network", [BayesCap(width=8, depth=2, told=True), Flow(widths=(8, 8), depth=1)], ids=["cap", "flow"]
+)
 def test_files_keep_the_weights(network, tmp_path):
     path = tmp_path / "weights.safetensors"
     with torch.no_grad():

@@ -36,7 +36,7 @@ TINY = Architecture(8, 4, (16, 16), (1, 1), 16, 4)
 SUBJECTS = {
     "codec": CodecSubject(TINY),
     "denoiser": DenoiserSubject(Sizes((8, 16), 1, 1)),
-    "cap": OverlaySubject("cap", '{"width": 8, "depth": 2}'),
+    "cap": OverlaySubject("cap", '{"width": 8, "depth": 2, "told": true}'),
     "flow": OverlaySubject("flow", '{"widths": [8, 16], "depth": 1}'),
 }
 SETTINGS = Settings(steps=30, batch=2, crop=32, rate=1e-3, warmup=5, every=10, start=64)

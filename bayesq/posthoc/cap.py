@@ -5,7 +5,8 @@ The true value of each pixel, given the restorer's picture, is taken to follow a
     p(x) = β / (2 α Γ(1/β)) · exp(−(|x − μ| / α)^β),
 
 heavy-tailed for small β, Laplace's for 1, Gauss's for 2, almost a box for large β. The cap predicts μ, α and β of every
-value from the picture alone, and is trained by the likelihood of true pictures: the restorer is not looked into.
+value from the picture, and from the level of the noise that was in its measurement, if it is told; it is trained by the
+likelihood of true pictures: the restorer is not looked into.
 
 Source: Upadhyay et al., "BayesCap: Bayesian identity cap for calibrated uncertainty in frozen neural networks", ECCV
 2022. Its penalty on |μ − restored| is replaced by a start at which they are equal, and its stand-in for the power by
@@ -29,6 +30,8 @@ SCALES = 1e-4, 1.0
 SHAPES = 0.4, 8.0
 START = 0.03, 1.5
 TINY = 1e-5
+USUAL = 0.1
+"""A level of noise, image units, in which a cap is told others."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +87,40 @@ class BayesCap(Overlay):
         channels: C.
         width: Channels of the hidden layers.
         depth: Number of 3×3 convolutions, at least 2.
+        told: Whether the cap is told the level of the noise: one for restorers of pictures from many.
     """
 
     kind = "cap"
 
-    def __init__(self, channels: int = 3, width: int = 32, depth: int = 4) -> None:
-        super().__init__(channels=channels, width=width, depth=depth)
+    def __init__(self, channels: int = 3, width: int = 32, depth: int = 4, told: bool = False) -> None:
+        super().__init__(channels=channels, width=width, depth=depth, told=told)
+        self.told = told
         start = torch.tensor([0.0, *map(math.log, START)]).repeat_interleave(channels)
-        self.network = convolutions(channels, start, width, depth)
+        self.network = convolutions(channels + told, start, width, depth)
 
-    def forward(self, restored: Tensor) -> GeneralisedGaussian:
-        shift, scale, shape = self.network(restored).chunk(3, 1)
+    def forward(self, restored: Tensor, sigma: float | Tensor | None = None) -> GeneralisedGaussian:
+        """The law of true pictures.
+
+        Args:
+            restored: ``(B, C, H, W)``.
+            sigma: Standard deviation of the noise in the measurements, image units, positive; one for all or ``(B,)``.
+                For a cap that is told, and for no other.
+
+        Raises:
+            OperatorError: sigma is missing, or not asked for.
+        """
+        if self.told != (sigma is not None):
+            raise OperatorError("this cap has to be told the noise's level" if self.told else "this cap takes no level")
+        seen = restored
+        if sigma is not None:
+            level = (torch.as_tensor(sigma, dtype=restored.dtype) / USUAL).log().expand(len(restored)).view(-1, 1, 1, 1)
+            seen = torch.cat([restored, level.expand_as(restored[:, :1])], 1)
+        shift, scale, shape = self.network(seen).chunk(3, 1)
         return GeneralisedGaussian(restored + shift, _bounded(scale, SCALES), _bounded(shape, SHAPES))
 
-    def loss(self, restored: Tensor, truth: Tensor) -> Tensor:
+    def loss(self, restored: Tensor, truth: Tensor, sigma: float | Tensor | None = None) -> Tensor:
         """Mean negative log-likelihood of true pictures, nats per value."""
-        return -self(restored).log_prob(truth).mean()
+        return -self(restored, sigma).log_prob(truth).mean()
 
 
 def _bounded(logarithm: Tensor, bounds: tuple[float, float]) -> Tensor:

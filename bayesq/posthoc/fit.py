@@ -22,8 +22,8 @@ def convolutions(inputs: int, start: Tensor, width: int, depth: int) -> nn.Seque
 
 def fit(
     network: nn.Module,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    pairs: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[..., Tensor],
+    pairs: Iterable[tuple[Tensor, ...]],
     steps: int = 2000,
     rate: float = 2e-3,
 ) -> list[float]:
@@ -32,7 +32,8 @@ def fit(
     Args:
         network: What to train, in place.
         loss: Its loss for restored and true pictures, such as ``BayesCap.loss``.
-        pairs: Restored and true pictures ``(B, C, H, W)``, as many as there are to be steps, or more.
+        pairs: Restored and true pictures ``(B, C, H, W)``, and what else the loss is told, for as many steps as there
+            are to be, or more.
         steps: At most so many.
         rate: Learning rate at the start; it falls along half a cosine.
 
@@ -42,8 +43,8 @@ def fit(
     optimiser = Adam(network.parameters(), lr=rate)
     schedule = CosineAnnealingLR(optimiser, steps)
     losses = []
-    for _, (restored, truth) in zip(range(steps), pairs, strict=False):
-        value = loss(restored, truth)
+    for _, batch in zip(range(steps), pairs, strict=False):
+        value = loss(*batch)
         optimiser.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -13,7 +13,7 @@ SIGMAS = 10 / 255, 75 / 255
 
 
 class OverlayLoss(nn.Module):
-    """The loss of a network laid over pictures that were noisy, each at a level of its own, which it is not told.
+    """The loss of a network laid over pictures that were noisy, each at a level of its own.
 
     Args:
         model: What is trained.
@@ -27,13 +27,13 @@ class OverlayLoss(nn.Module):
         """Mean loss of pictures ``(B, 3, H, W)``."""
         places = (torch.arange(len(x)) + torch.rand(len(x), generator=generator)) / len(x)
         sigma = SIGMAS[0] * (SIGMAS[1] / SIGMAS[0]) ** places
-        return self.of(denoised(x, sigma, generator), x, generator)
+        return self.of(denoised(x, sigma, generator), x, sigma, generator)
 
-    def of(self, restored: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
-        """Mean loss for restored and true pictures."""
+    def of(self, restored: Tensor, truth: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean loss for restored and true pictures, by the levels ``(B,)`` of the noise; caps are told them."""
         if isinstance(self.model, Flow):
             return self.model.loss(restored, truth, generator)
-        return self.model.loss(restored, truth)
+        return self.model.loss(restored, truth, sigma if self.model.told else None)
 
 
 @torch.no_grad()

@@ -207,8 +207,9 @@ class OverlaySubject:
             generator, found = torch.Generator().manual_seed(place), []
             for x in pictures:
                 crop = x[..., :OVERLAY_SIDE, :OVERLAY_SIDE].expand(OVERLAY_TIMES, -1, -1, -1)
-                restored = denoised(crop, torch.full((len(crop),), sigma / 255), generator)
-                found.append(float(OverlayLoss(model).of(restored, crop, generator)))
+                level = torch.full((len(crop),), sigma / 255)
+                restored = denoised(crop, level, generator)
+                found.append(float(OverlayLoss(model).of(restored, crop, level, generator)))
             row[f"loss_{sigma:g}"] = sum(found) / len(found)
         return {**row, "validation": sum(row.values()) / len(row)}
 
@@ -216,6 +217,6 @@ class OverlaySubject:
 SUBJECTS: dict[str, Subject] = {
     **{name: CodecSubject(architecture) for name, architecture in ARCHITECTURES.items()},
     "denoiser": DenoiserSubject(),
-    "cap": OverlaySubject("cap"),
+    "cap": OverlaySubject("cap", '{"told": true}'),
     "flow": OverlaySubject("flow"),
 }
