@@ -90,6 +90,20 @@ def test_the_search_fits_the_measurement_and_the_samples_differ(photo):
     assert torch.equal(found.samples, again.samples)
 
 
+@pytest.mark.parametrize("task", ["blur", "reduction", "holes"])
+def test_a_measurement_without_noise_is_fitted_to_less_than_a_step_of_eight_bits(photo, task):
+    size = (64, 64)
+    mask = torch.rand(size, generator=generator(1)) < 0.5
+    physics = {
+        "blur": operators.blur("gaussian:1", size, 0.0),
+        "reduction": operators.downsample(2, size, 0.0),
+        "holes": operators.inpaint(mask, size, 0.0),
+    }[task]
+    y = operators.degrade(photo, physics, generator())
+    restoration = restore(y, physics, samples=2)
+    assert (physics.A(restoration.mean) - y)[y > 0].abs().median() < 0.15 / 255  # means are clipped here and there
+
+
 def test_the_mean_of_noise_alone_is_the_denoisers_over_all_symmetries_of_the_square(photo):
     photo = photo[..., :48]
     physics = operators.denoise(photo.shape[-2:], 0.1)

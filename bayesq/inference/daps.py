@@ -65,9 +65,10 @@ class DAPS:
     A step of the search takes, at a falling level of noise σ, the picture that fits both the estimate so far, with
     deviation σ / √weight, and the measurement, and denoises it: half-quadratic splitting. What that changes the next
     step carries on by ``momentum``, which makes a step worth two where pixels are missing. Every step turns or
-    mirrors the picture otherwise before it asks the denoiser, whose faults would add up. Where noise is all that is the
-    matter the estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so
-    far hardly counts then but in place of values that say nothing.
+    mirrors the picture otherwise before it asks the denoiser, whose faults would add up. A measurement of less noise
+    than the denoiser is ever told, 1/255, is fitted once more at the end. Where noise is all that is the matter the
+    estimate is the mean over all eight ways, of the denoiser told how strong it is where; the estimate so far hardly
+    counts then but in place of values that say nothing.
 
     Samples around it are drawn from the denoiser's law of a picture given a noisy one, of deviation s. Where noise is
     all that is the matter that law is the posterior, and errors hang together as ``bayesq.inference.texture`` says.
@@ -163,6 +164,8 @@ class DAPS:
         else:
             fitting = self._fit(y, noise, ahead, x.new_tensor(sigma / self._weight**0.5))
             picture = self._mean(fitting, sigma, place)
+            if place == self.steps - 1 and self._level(x) < LEAST:
+                picture = self._fit(y, noise, picture, x.new_tensor(LEAST))
         ahead = picture + self.momentum * max(0.0, 1 - (place + 1) / self.steps) * (picture - ahead)
         log_likelihood = self.posterior.log_likelihood_of_picture(picture).sum()
         return Annealed(picture, ahead, state.count + 1), Info(math.nan, float(log_likelihood), math.nan)
