@@ -120,7 +120,8 @@ class Hyperprior(nn.Module):
     def image_latent(self, values: Sequence[Tensor]) -> Tensor:
         groups = groupby(zip(self.passes, values[len(self.laws.passes) :], strict=True), lambda pair: pair[0].group)
         parts = [[value for _, value in pairs] for _, pairs in groups]
-        return torch.cat([merge(them, len(them)) for them in parts], 1)
+        merged = [merge(them, len(them)) for them in parts]
+        return torch.cat(merged, 1) if len(merged) > 1 else merged[0]
 
     def walk(self, size: tuple[int, int, int], level: Tensor) -> Walk:
         batch, height, width = size

@@ -138,12 +138,15 @@ class Mosaic:
     def _part(self, tile: int, box: Box, mine: Tensor, held: dict[int, Tensor | None]) -> Part:
         around, place = self._around(box), self._place(tile)
         unit = self.codec.reduction
-        z = mine.new_zeros(1, mine.shape[1], (around[3] - around[1]) // unit, (around[2] - around[0]) // unit)
-        for other in self._under(around):
-            values, theirs = held[other], self._place(other)
-            common = _common(theirs, around)
-            if values is not None:
-                z[_index(common, around, unit)] = values[_index(common, theirs, unit)]
+        z = mine
+        if around != place:
+            z = mine.new_zeros(1, (around[3] - around[1]) // unit, (around[2] - around[0]) // unit, mine.shape[1])
+            z = z.movedim(-1, 1)
+            for other in self._under(around):
+                values, theirs = held[other], self._place(other)
+                common = _common(theirs, around)
+                if values is not None:
+                    z[_index(common, around, unit)] = values[_index(common, theirs, unit)]
         own = _common(place, around)
         return Part(tile, box, z, _index(own, around, unit), _index(own, place, unit), _index(box, around))
 
