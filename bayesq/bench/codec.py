@@ -29,7 +29,7 @@ MS_SSIM_SIDE = 161
 def measure(
     form: Format, paths: Sequence[Path], qualities: Sequence[float] | None = None, progress: bool = False
 ) -> Curve:
-    """Encodes and decodes every picture at every quality.
+    """Encodes and decodes every picture at every quality, and before that one of them, for what is only done once.
 
     Args:
         form: the format.
@@ -48,6 +48,8 @@ def measure(
             with Image.open(path) as file:
                 image = file.convert("RGB")
             image.info.clear()
+            if i == 0:
+                _once(form, image, qualities[0])
             for j, quality in enumerate(qualities):
                 values[i, j] = _once(form, image, quality)
                 bar.update()
