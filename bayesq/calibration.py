@@ -35,7 +35,7 @@ from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.likelihoods import SIGMA_FLOOR
 from bayesq.operators import JPEG, BicubicDownsampling, stated_noise
-from bayesq.operators.proximal import proximal
+from bayesq.operators.spectrum import spectrum
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
@@ -48,8 +48,9 @@ POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WINDOW = 7
 FAINT = 0.001
 TYPICAL = 0.02
-NEARNESS = 0.3
-DETAIL = 0.05
+NEARNESS = 0.2
+DETAILS = 0.05, 0.2
+"""Deviations that faint and strong detail are reckoned to have, image units."""
 BORDER = 5
 FAMILIES: dict[str, tuple[type[Physics], ...]] = {
     "denoise": (Denoising,),
@@ -67,14 +68,14 @@ class Problem:
 
     Attributes:
         family: A key of ``FAMILIES``; ``photons`` for noise alone that depends on brightness; or ``other``.
-        observed: Logarithm of the share of fine detail that a measurement settles: the trace, over its order, of
-            AᵀA (AᵀA + σ²/d²)⁻¹, d being the deviation that detail is reckoned to have; 0 where A is not linear. Unlike
-            AᵀA itself it tells a motion blur from a Gaussian one, which loses far more.
+        observed: Logarithms of the shares of faint and of strong detail that a measurement settles: the trace, over its
+            order, of AᵀA (AᵀA + σ²/d²)⁻¹ for each of the deviations d in ``DETAILS``; 0 where A is not linear. Unlike
+            AᵀA itself they tell a motion blur from a Gaussian one, which loses far more.
         noise: Logarithm of the noise's standard deviation σ, image units; of photons, that at mid-grey.
     """
 
     family: str
-    observed: float
+    observed: tuple[float, ...]
     noise: float
 
     @classmethod
@@ -85,16 +86,23 @@ class Problem:
             family = "photons"
         noise = max(SIGMA_FLOOR, stated_noise(physics))
         probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-        observed = 1.0
+        shares = [1.0] * len(DETAILS)
         if isinstance(physics, LinearPhysics):
-            with torch.no_grad():
-                settled = proximal(torch.zeros_like(probe), physics.A(probe), physics, (DETAIL / noise) ** 2)
-            observed = float((settled * probe).sum() / probe.square().sum())
-        return cls(family, math.log(max(observed, 1e-6)), math.log(noise))
+            nodes, weights = spectrum(physics, probe)
+            shares = [float(weights @ (nodes / (nodes + (noise / detail) ** 2))) for detail in DETAILS]
+        return cls(family, tuple(math.log(max(share, 1e-6)) for share in shares), math.log(noise))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Problem:
+        """The problem as ``asdict`` and JSON keep it. Raises TypeError, ValueError or KeyError if it is none."""
+        observed = tuple(float(share) for share in values["observed"])
+        if len(observed) != len(DETAILS):
+            raise ValueError(f"{len(DETAILS)} shares of detail expected, not {len(observed)}")
+        return cls(**{**values, "observed": observed})
 
     def distance(self, other: Problem) -> float:
         """Squared; problems of another family are far."""
-        away = (self.observed - other.observed) ** 2 + (self.noise - other.noise) ** 2
+        away = math.dist((*self.observed, self.noise), (*other.observed, other.noise)) ** 2
         return away + (0 if self.family == other.family else 100)
 
 
@@ -143,7 +151,7 @@ class Calibration:
         """Reads what ``save`` wrote. Raises ModelError if the file is something else."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            problems = tuple(Problem(**problem) for problem in values.pop("problems"))
+            problems = tuple(Problem.from_json(problem) for problem in values.pop("problems"))
             result = cls(**values, problems=problems)
             sound = len(problems) == len(result.scales) == len(result.powers) > 0
             sound = sound and len(result.file_scales) == len(FILE_LEVELS)

@@ -45,7 +45,7 @@ def test_a_calibration_goes_with_the_files(small_codec_path, tmp_path):
     model = tmp_path / "model" / "weights.safetensors"
     model.parent.mkdir()
     shutil.copy(small_codec_path, model)
-    found = Calibration(Codec.load(model).model_id.hex(), (Problem("denoise", 0.0, -3.0),), (1.5,), (0.2,))
+    found = Calibration(Codec.load(model).model_id.hex(), (Problem("denoise", (0.0, 0.0), -3.0),), (1.5,), (0.2,))
     found.save(model.parent / FILE)
     for recipe, options, kept in (("w8a8", [], True), ("mixed5", ["--size", "1"], False)):
         out = tmp_path / recipe

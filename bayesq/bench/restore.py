@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -126,13 +126,18 @@ def _photons(count: int) -> Task:
 
 
 def calibration_suite(motion: str) -> list[Task]:
-    """The problems that stand for all others when error bars are fitted: those of ``vble_suite``, and some between."""
+    """The problems that stand for all others when error bars are fitted.
+
+    Those of ``vble_suite``, some between them, and some of no noise or hardly any.
+    """
     mosaic = Task("demosaic", "Bayer", 2.55 / 255, lambda size, sigma, _: operators.demosaic(size, sigma))
     reductions = [_reduction(factor, 2.55 / 255) for factor in (2, 4)]
     shake = str(data_dir() / "motion.png")
     shaken = Task("deblur", "motion.png", 5 / 255, lambda size, sigma, _: operators.blur(shake, size, sigma))
+    suite = vble_suite(motion)
     between = [*reductions, _noise(5 / 255), mosaic, SUITE[1], shaken]
-    return [*vble_suite(motion), *between, *(_photons(count) for count in (1000, 100, 10))]
+    faint = [replace(task, sigma=sigma / 255) for task in (suite[0], SUITE[3], mosaic) for sigma in (0, 0.5)]
+    return [*suite, *between, *(_photons(count) for count in (1000, 100, 10)), *faint]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "calibrate",
         help="fit a model's error bars to validation pictures",
-        description="Restores crops of known pictures from twenty-one kinds of measurement, and writes how much wider "
+        description="Restores crops of known pictures from 27 kinds of measurement, and writes how much wider "
         "the posterior's samples must spread for the 90 % interval to hold 90 %, as calibration.json beside the "
         "weights, where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it "
         "again whenever the model or the defaults change.",
