@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--crops", type=common.several, default=64, metavar="N", help="crops (default: %(default)s)")
     parser.add_argument("-q", "--qualities", type=_numbers, metavar="Q,Q,...", help="points of the curves")
     parser.add_argument("--limit", type=common.positive, metavar="N", help="only the first N pictures")
-    parser.add_argument("-o", "--output", metavar="JSON", help="write the results")
+    parser.add_argument("-o", "--output", metavar="JSON", help="write the results, after every recipe")
     parser.add_argument("--plot", metavar="PNG", help="draw BD-rate over bits, and the Pareto front")
     common.add_talk_options(parser)
     parser.set_defaults(run=run)
@@ -45,14 +45,16 @@ def run(args: argparse.Namespace) -> int:
     paths = bench.pictures(args.folder, args.limit)
     data = Calibration.of(args.data or [data_dir()], count=args.crops)
     codec = zoo.load(args.model)
-    rows = quantize.compare(codec, names, paths, data, args.qualities or quantize.QUALITIES, not args.quiet)
-    count = f"{len(paths)} picture{'s' if len(paths) > 1 else ''} of {Path(args.folder).name}"
-    common.say(args, f"{codec.name}, {count}")
+    title = f"{codec.name}, {len(paths)} picture{'s' if len(paths) > 1 else ''} of {Path(args.folder).name}"
+    common.say(args, title)
+    rows: list[quantize.Row] = []
+    for row in quantize.compare(codec, names, paths, data, args.qualities or quantize.QUALITIES, not args.quiet):
+        rows.append(row)
+        if args.output:
+            common.write(args.output, (json.dumps([row.as_json() for row in rows], indent=1) + "\n").encode())
+        if args.plot and rows[1:]:
+            quantize.plot(rows, title).savefig(args.plot, dpi=150)
     print(quantize.report(rows))
-    if args.output:
-        common.write(args.output, (json.dumps([row.as_json() for row in rows], indent=1) + "\n").encode())
-    if args.plot:
-        quantize.plot(rows, f"{codec.name}, {count}").savefig(args.plot, dpi=150)
     return 0
 
 
