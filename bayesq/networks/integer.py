@@ -19,11 +19,13 @@ several times as fast.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,7 @@ ACCUMULATOR_MAX = 2**24
 MULTIPLIER_MAX = 2**27
 BIAS_MAX = 2**31 - 1
 EVERY = slice(None)
+_Operands = tuple[Tensor, Tensor, Tensor]
 LIMITS = "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"
 """Environment variables that keep torch from using a processor's instructions."""
 
@@ -87,16 +90,26 @@ def integer_convolution(x: Tensor, weight: Tensor, multiplier: Tensor, bias: Ten
     Returns:
         ``(B, O, h, w)`` float32 holding integers in [low, high].
     """
-    unit = 2.0**-SHIFT  # a power of two, so that scaling by it beforehand is exact as well
-    scaled_bias, scaled_multiplier = (bias.movedim(1, -1) + 2 ** (SHIFT - 1)) * unit, multiplier * unit
+    scaled_bias, scaled_multiplier = _scaled(multiplier, bias.movedim(1, -1))
     if not torch.is_grad_enabled():
-        real = _correlation(x.movedim(1, -1), weight).double()
-        torch.addcmul(scaled_bias, real, scaled_multiplier, out=real)
-        return real.floor_().float().clamp_(low, high).movedim(-1, 1)
+        return _layer(x, _elements(weight), scaled_multiplier, scaled_bias, low, high)
     real = torch.addcmul(scaled_bias, _Correlation.apply(x.movedim(1, -1), weight), scaled_multiplier)
     rounded = StraightThrough.apply(torch.floor(real.detach()), real)
     hidden = (low, high) == (0, INPUT_MAX)
     return (LeakyClamp if hidden else Clamp).apply(rounded, low, high).float().movedim(-1, 1)
+
+
+def _scaled(multiplier: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Bias, with the half by which floor rounds, and multiplier, over 2²⁰: a power of two, so that this is exact."""
+    unit = 2.0**-SHIFT
+    return (bias.double() + 2 ** (SHIFT - 1)) * unit, multiplier.double() * unit
+
+
+def _layer(x: Tensor, elements: Tensor, multiplier: Tensor, bias: Tensor, low: int, high: int) -> Tensor:
+    """The layer without gradients; multiplier and bias, which broadcasts to ``(B, h, w, O)``, are ``_scaled``."""
+    real = _correlation(x.movedim(1, -1), elements).double()
+    torch.addcmul(bias, real, multiplier, out=real)
+    return real.floor_().float().clamp_(low, high).movedim(-1, 1)
 
 
 @cache
@@ -117,7 +130,7 @@ class _Correlation(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.dtype = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else torch.float32
         with torch.autocast(x.device.type, enabled=False):
-            return _correlation(x, weight).double()
+            return _correlation(x, _elements(weight)).double()
 
     @staticmethod
     def backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
@@ -129,19 +142,30 @@ class _Correlation(torch.autograd.Function):
         return None if dx is None else dx.movedim(1, -1).to(x), None if dw is None else dw.to(weight)
 
 
-def _correlation(x: Tensor, weight: Tensor) -> Tensor:
+def _elements(weight: Tensor) -> Tensor:
+    """A matrix ``(I, O)`` for each element of the kernel ``(O, I, k, k)``, in the type in which it will be used."""
+    kind = torch.int8 if _in_bytes(weight) else torch.float32
+    return weight.permute(2, 3, 1, 0).flatten(0, 1).to(kind).contiguous()
+
+
+def _in_bytes(x: Tensor) -> bool:
+    return x.device.type == "cpu" and bytes_are_exact()
+
+
+def _correlation(x: Tensor, elements: Tensor) -> Tensor:
     """The same without gradients, as the sum of a matrix product for each element of the kernel.
 
     Seen as a row of pixels, the pictures under an element of the kernel are the padded pictures from some pixel on;
     what comes out beyond their borders is cut off.
     """
-    in_bytes = x.device.type == "cpu" and bytes_are_exact()
-    if in_bytes and x.amin() < 0:
-        x, weight = torch.cat([x, -x], -1).clamp_min_(0), torch.cat([weight, -weight], 1)
-    x, weight = (x.to(torch.uint8), weight.to(torch.int8)) if in_bytes else (x, weight.float())
-    (height, width), size = x.shape[1:3], weight.shape[-1]
+    in_bytes = _in_bytes(x)
+    if in_bytes:
+        if x.amin() < 0:
+            x, elements = torch.cat([x, -x], -1).clamp_min_(0), torch.cat([elements, -elements], 1)
+        x = x.to(torch.uint8)
+    (height, width), size = x.shape[1:3], math.isqrt(len(elements))
     x = F.pad(x, (0, 0, *[size // 2] * 4)) if size > 1 else x
-    pixels, elements = x.flatten(0, 2), weight.permute(2, 3, 1, 0).flatten(0, 1).contiguous()
+    pixels = x.flatten(0, 2)
     starts = [row * x.shape[2] + column for row in range(size) for column in range(size)]
     count, multiply = len(pixels) - starts[-1], torch._int_mm if in_bytes else torch.mm
     total = multiply(pixels[:count], elements[0])
@@ -170,6 +194,7 @@ class IntegerConv(nn.Module):
         self.register_buffer("weight", torch.zeros(outputs, inputs, size, size, dtype=torch.int8))
         self.register_buffer("multiplier", torch.ones(outputs, dtype=torch.int32))
         self.register_buffer("bias", torch.zeros(LEVELS, outputs, dtype=torch.int32))
+        self._kept: tuple[Any, dict[Any, _Operands]] = None, {}
 
     def check(self) -> None:
         """Raises ModelError unless the bounds that make the layer exact hold."""
@@ -179,8 +204,28 @@ class IntegerConv(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor, channels: slice = EVERY) -> Tensor:
         """Of all output channels or of some."""
-        multiplier, bias = self.multiplier[channels].double(), self.bias[level, channels].double()[:, :, None, None]
-        return integer_convolution(x, self.weight[channels], multiplier, bias, self.low, self.high)
+        if torch.is_grad_enabled():
+            multiplier, bias = self.multiplier[channels].double(), self.bias[level, channels].double()[:, :, None, None]
+            return integer_convolution(x, self.weight[channels], multiplier, bias, self.low, self.high)
+        elements, multiplier, biases = self._operands(channels)
+        return _layer(x, elements, multiplier, biases[level][:, None, None], self.low, self.high)
+
+    def _operands(self, channels: slice) -> _Operands:
+        """What ``_layer`` takes, with biases for all levels; kept until the integers change or move."""
+        integers = self.weight, self.multiplier, self.bias
+        if any(tensor.is_inference() for tensor in integers):  # which do not tell whether they changed
+            return self._prepared(channels)
+        stamp = bytes_are_exact(), *((t.data_ptr(), t.device, t._version) for t in integers)
+        if self._kept[0] != stamp:
+            self._kept = stamp, {}
+        kept, key = self._kept[1], (channels.start, channels.stop, channels.step)
+        if key not in kept:
+            kept[key] = self._prepared(channels)
+        return kept[key]
+
+    def _prepared(self, channels: slice) -> _Operands:
+        biases, multiplier = _scaled(self.multiplier[channels], self.bias[:, channels])
+        return _elements(self.weight[channels]), multiplier, biases
 
 
 class TrainableIntegerConv(nn.Module):
