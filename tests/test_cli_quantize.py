@@ -1,6 +1,7 @@
 """``bayesq quantize`` and ``bayesq bench quantize``, as a user runs them."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -84,4 +85,5 @@ def test_the_front_holds_what_nothing_beats():
             self.quantised_bits = bits
 
     rows = [Figures(8, 0.2), Figures(6, 1.0), Figures(6, 0.5), Figures(7, 0.9), Figures(2, 30.0)]
+    rows.append(Figures(1, math.nan))
     assert [(row.quantised_bits, row.bd_rate) for row in front(rows)] == [(2, 30.0), (6, 0.5), (8, 0.2)]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from bayesq import zoo
 from bayesq.bench import table
@@ -22,6 +26,18 @@ from bayesq.quantization import Calibration, quantize, recipe_called
 from bayesq.quantization.cost import Cost, cost
 
 QUALITIES = (10, 30, 50, 70, 90)
+RED, GREY = "#d1495b", "#6a6a6a"
+SIDES = [
+    ((5, 0), "left", "center"),
+    ((-5, 0), "right", "center"),
+    ((0, 5), "center", "bottom"),
+    ((0, -5), "center", "top"),
+    ((5, 8), "left", "bottom"),
+    ((5, -8), "left", "top"),
+    ((-5, 8), "right", "bottom"),
+    ((-5, -8), "right", "top"),
+]
+"""Where a name may stand: offset from its point, points; horizontal and vertical alignment."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,8 @@ class Row:
         name: Of the recipe or of the weights file.
         cost: Of its networks.
         bytes: Of its weights file; for the floating-point codec, of its tensors.
-        bd_rate: Per cent more rate than the floating-point codec at equal PSNR, in the same run.
+        bd_rate: Per cent more rate than the floating-point codec at equal PSNR, in the same run; NaN (null in JSON) if
+            the pictures are too bad to compare.
         encoding, decoding: Seconds a picture, over those of the floating-point codec.
         minutes: That quantising took.
         curve: Rate and distortion.
@@ -48,7 +65,8 @@ class Row:
     curve: Curve
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "curve": self.curve.as_json()}
+        bd_rate = self.bd_rate if math.isfinite(self.bd_rate) else None
+        return {**asdict(self), "bd_rate": bd_rate, "curve": self.curve.as_json()}
 
 
 def compare(
@@ -109,7 +127,7 @@ def report(rows: Sequence[Row]) -> str:
             f"{row.cost.activation_bits:.1f}",
             f"{row.bytes / 1e6:.2f}",
             f"{100 * row.cost.operations / most:.1f} %",
-            f"{row.bd_rate:+.2f}",
+            f"{row.bd_rate:+.2f}" if math.isfinite(row.bd_rate) else "–",
             f"{row.encoding:.2f}",
             f"{row.decoding:.2f}",
             f"{row.minutes:.1f}",
@@ -120,28 +138,52 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats in both bits a weight and BD-rate, by bits."""
+    """The rows that no other beats in both bits a weight and BD-rate, by bits; those that have a BD-rate."""
     kept: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row.cost.quantised_bits, row.bd_rate)):
+    measured = [row for row in rows if math.isfinite(row.bd_rate)]
+    for row in sorted(measured, key=lambda row: (row.cost.quantised_bits, row.bd_rate)):
         if not kept or row.bd_rate < kept[-1].bd_rate:
             kept.append(row)
     return kept
 
 
 def plot(rows: Sequence[Row], title: str) -> Figure:
-    """BD-rate over stored bits a weight, with the Pareto front."""
-    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    """BD-rate over stored bits a weight, with the Pareto front; names where there is room, first those of the front."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     best = front(rows[1:])
-    axes.plot([r.cost.quantised_bits for r in best], [r.bd_rate for r in best], color="#d1495b", linewidth=1.2)
-    for row in rows[1:]:
-        place = row.cost.quantised_bits, row.bd_rate
-        axes.plot(*place, "o", color="#d1495b" if row in best else "#7a7a7a", markersize=4)
-        axes.annotate(row.name, place, (3, 3), textcoords="offset points", fontsize=7)
+    others = [row for row in rows[1:] if row not in best and math.isfinite(row.bd_rate)]
+    axes.plot([r.cost.quantised_bits for r in best], [r.bd_rate for r in best], ".-", color=RED, markersize=9)
+    axes.plot([r.cost.quantised_bits for r in others], [r.bd_rate for r in others], ".", color=GREY, markersize=7)
     axes.set(xlabel="stored bits a weight, quantised layers", ylabel="BD-rate against floating point, %")
-    if max(row.bd_rate for row in rows) > 10:
+    if max(row.bd_rate for row in [*best, *others]) > 10:
         axes.set_yscale("symlog", linthresh=1)
+    axes.margins(0.08)
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(color="#ececec")
     axes.spines[["top", "right"]].set_visible(False)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    taken = [Bbox.from_bounds(*place, 0, 0).padded(3) for place in map(partial(_place, axes), [*best, *others])]
+    for row in [*best, *others]:
+        _label(axes, row, RED if row in best else GREY, taken)
     return figure
+
+
+def _place(axes: Axes, row: Row) -> tuple[float, float]:
+    x, y = axes.transData.transform((row.cost.quantised_bits, row.bd_rate))
+    return float(x), float(y)
+
+
+def _label(axes: Axes, row: Row, colour: str, taken: list[Bbox]) -> None:
+    """Writes a row's name beside its point, if there is room, and adds its place to what is ``taken``."""
+    point = row.cost.quantised_bits, row.bd_rate
+    for offset, across, along in SIDES:
+        text = axes.annotate(
+            row.name, point, offset, textcoords="offset points", ha=across, va=along, fontsize=7, color=colour
+        )
+        box = text.get_window_extent().padded(1)
+        if not any(box.overlaps(other) for other in taken):
+            taken.append(box)
+            return
+        text.remove()
