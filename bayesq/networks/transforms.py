@@ -131,13 +131,16 @@ class Lapping(nn.Module):
         super().__init__()
         self.kernel = nn.Parameter(torch.zeros(BLOCK // 2, BLOCK // 2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, C, H, W)``, H and W multiples of 16, to the same shape, in the precision of the kernel."""
+    def forward(self, x: Tensor, owned: bool = False) -> Tensor:
+        """Maps ``(B, C, H, W)``, H and W multiples of 16, to the same shape, in the precision of the kernel.
+
+        What is ``owned`` may be overwritten: new memory for a picture takes longer than the filter.
+        """
         half, (rows, columns) = BLOCK // 2, (side // BLOCK - 1 for side in x.shape[-2:])
         with torch.autocast(x.device.type, enabled=False):
             x, matrix = x.to(self.kernel), self._matrix()
             if not (torch.is_grad_enabled() or torch.jit.is_tracing()):
-                x = x.clone(memory_format=torch.contiguous_format)
+                x = x if owned and x.is_contiguous() else x.clone(memory_format=torch.contiguous_format)
                 _across_borders(x, matrix, -1)
                 _across_borders(x, matrix, -2)
                 return x
@@ -193,7 +196,11 @@ class Analysis(nn.Module):
         self.log_gain = Interpolated(latents)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        blocks = patches(self.lapping(x - 0.5), BLOCK)
+        if torch.is_grad_enabled():
+            centred = x - 0.5
+        else:  # planes one after the other, whatever those of x are, without another copy
+            centred = torch.sub(x, 0.5, out=torch.empty_like(x, memory_format=torch.contiguous_format))
+        blocks = patches(self.lapping(centred, owned=True), BLOCK)
         return precisely(self.linear, blocks) * torch.exp(self.log_gain(level))
 
 
@@ -227,4 +234,4 @@ class Synthesis(nn.Module):
             features = self.coarse(self.stem(z), level)
             features = self.fine(unfold(self.up(features), 2), level)
             x = x.add_(unpatches(self.head(features), 8))
-        return self.lapping(x).add_(0.5)
+        return self.lapping(x, owned=True).add_(0.5)
