@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from bayesq.tiling import Index
 
 FORMAT = "bayesq-codec-2"
+REACH = 3
+"""Latents around a tile that foreign transforms see with it; ours tell their own ``reach``."""
 
 
 class Codec(nn.Module):
@@ -55,9 +57,6 @@ class Codec(nn.Module):
         architecture: What ``save`` needs to know to rebuild the networks; None for foreign models.
     """
 
-    margin = 3
-    """Latents around a tile that g_a and g_s see with it: others do not move a pixel by 0.25 of an 8-bit step."""
-
     def __init__(
         self,
         analysis: nn.Module,
@@ -70,6 +69,8 @@ class Codec(nn.Module):
         super().__init__()
         self.analysis, self.synthesis, self.prior = analysis, synthesis, prior
         self.reduction, self.multiple, self.architecture = reduction, multiple, architecture
+        self.context = getattr(analysis, "reach", REACH)
+        self.margin = getattr(synthesis, "reach", REACH)
         self.name = "unnamed"
         self.model_id = bytes(8)
         self.reads: bytes | None = None

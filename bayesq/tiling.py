@@ -38,6 +38,10 @@ class Transform(Protocol):
     def margin(self) -> int:
         """Latents around a tile that bear on its pixels."""
 
+    @property
+    def context(self) -> int:
+        """Latents around a tile whose pixels bear on its latents."""
+
 
 class TileCodec(Transform, Protocol):
     """What a file needs of a codec."""
@@ -64,7 +68,7 @@ def tile_side(length: int, multiple: int) -> int:
 
 def surroundings(box: Box, header: Header, codec: Transform) -> tuple[Box, Box]:
     """A tile with the pixels around it that g_a should see, and the tile's place in there."""
-    reach = _round_up(codec.margin * codec.reduction, codec.multiple)
+    reach = _round_up(codec.context * codec.reduction, codec.multiple)
     left, top = max(box[0] - reach, 0), max(box[1] - reach, 0)
     right, bottom = min(box[2] + reach, header.width), min(box[3] + reach, header.height)
     return (left, top, right, bottom), (box[0] - left, box[1] - top, box[2] - left, box[3] - top)

@@ -27,7 +27,7 @@ class Dct:
     name = "dct"
     model_id = bytes(8)
     reduction = multiple = 1
-    margin = 0
+    margin = context = 0
 
     def compress(self, x, level, window):
         codes = np.round(dctn(x[0].numpy(), axes=(1, 2), norm="ortho") / self.step(level))

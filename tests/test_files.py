@@ -26,7 +26,7 @@ class ZlibCodec:
     model_id = b"zlibtest"
     folder = None
     reduction = multiple = 1
-    margin = 0
+    margin = context = 0
 
     @staticmethod
     def step(level: int) -> int:

@@ -33,7 +33,7 @@ class Averages:
     """Codes the average of every 2×2 block, less 128, in steps of 16 (level 0) to 1 (level 255)."""
 
     model_id = b"averages"
-    reduction, multiple, margin = 2, 4, 1
+    reduction, multiple, margin, context = 2, 4, 1, 1
 
     @staticmethod
     def step(level: int) -> int:

@@ -47,7 +47,7 @@ def pixels(image):
 class Grid:
     """The grid of a codec, without its networks."""
 
-    reduction, multiple, margin = 4, 8, 3
+    reduction, multiple, margin, context = 4, 8, 3, 3
 
 
 @st.composite
@@ -174,7 +174,7 @@ def test_tiles_are_analysed_as_one_picture(codec, tiled, monkeypatch):
         return max(found)
 
     assert furthest() < 1e-3
-    monkeypatch.setattr(codec, "margin", 0)
+    monkeypatch.setattr(codec, "context", 0)
     assert furthest() > 1
 
 

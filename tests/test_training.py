@@ -295,6 +295,7 @@ def test_lapping_is_undone_by_its_inverse_and_keeps_flat_pictures(height, width)
             before = x.clone(memory_format=form)
             assert torch.allclose(forward(before), lapped, atol=1e-5)
             assert torch.equal(before, x)
+            assert torch.allclose(forward(before, owned=True), lapped, atol=1e-5)
 
 
 def correlated_fields(count, size):

@@ -23,6 +23,10 @@ from torch import Tensor, nn
 from bayesq.networks.rate import Interpolated
 
 BLOCK = 16
+LAPPED = 1
+"""Blocks on each side that the filter across their borders mixes with one."""
+FELT = 3
+"""Blocks on each side that convolutions let bear on one; from farther off no pixel moves by 0.25 of an 8-bit step."""
 AT_ONCE = 1 << 18
 """Values of a picture that are filtered at once: as many as stay in a processor's cache."""
 leaky_relu = partial(F.leaky_relu, negative_slope=0.1, inplace=True)
@@ -189,6 +193,9 @@ class Analysis(nn.Module):
         latents: M, latent channels.
     """
 
+    reach = LAPPED
+    """How far off pixels may be that bear on a latent, latents."""
+
     def __init__(self, latents: int) -> None:
         super().__init__()
         self.lapping = Lapping()
@@ -219,6 +226,8 @@ class Synthesis(nn.Module):
         self.log_gain = Interpolated(latents)
         self.linear = Pointwise(latents, 3 * BLOCK**2, bias=False)
         self.is_linear = not any(depths)
+        self.reach = LAPPED if self.is_linear else FELT
+        """How far off latents may be that bear on a pixel, latents."""
         if not self.is_linear:
             self.stem = Pointwise(latents, coarse)
             self.coarse = Stack(coarse, depths[1])
