@@ -203,6 +203,23 @@ def test_a_trainable_layer_computes_what_its_export_computes(trainable):
     assert output.unique().numel() > 100
 
 
+@pytest.mark.parametrize("channels", [slice(None), slice(1, None, 2)])
+def test_a_layer_without_gradients_is_the_same_and_follows_its_integers(trainable, channels):
+    (x, level), layer = inputs(), trainable.export()
+    for change in (
+        lambda: None,
+        lambda: layer.weight.neg_(),
+        lambda: layer.multiplier.mul_(2),
+        lambda: layer.bias.neg_(),
+    ):
+        change()
+        expected = layer(x, level, channels)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                assert torch.equal(layer(x, level, channels), expected)
+                assert torch.equal(layer(x, level, channels), layer(x, level)[:, channels])
+
+
 def test_a_trainable_layer_is_close_to_the_real_one(trainable):
     x, level = inputs()
     real = F.conv2d(x, 2 * trainable.weight, padding=trainable.weight.shape[-1] // 2) + 32 * trainable.bias(level)
