@@ -153,7 +153,7 @@ def _in_bytes(x: Tensor) -> bool:
 
 
 def _correlation(x: Tensor, elements: Tensor) -> Tensor:
-    """The same without gradients, as the sum of a matrix product for each element of the kernel.
+    """w ∗ x for x ``(B, h, w, I)``, without gradients: the sum of a matrix product for each of w's ``_elements``.
 
     Seen as a row of pixels, the pictures under an element of the kernel are the padded pictures from some pixel on;
     what comes out beyond their borders is cut off.
