@@ -91,7 +91,7 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--quality",
         type=quality_or_auto,
         metavar="0..100",
-        help="of the prior; auto: the one, and the weight, that best predict held-out measurements, in twice the time; "
+        help="of the prior; auto: the one, and the weight, that best predict held-out measurements, in seven times the time; "
         "default: by the noise",
     )
     parser.add_argument(
