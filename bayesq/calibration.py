@@ -158,7 +158,7 @@ class Calibration:
             sound = sound and all(0 < scale < 100 for scale in (*result.scales, *result.file_scales))
             sound = sound and all(0 <= power <= 2 for power in result.powers)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ModelError(f"{path}: not a readable calibration ({error})") from error
+            raise ModelError(f"{path}: not a readable calibration ({error}): run bayesq calibrate") from error
         if not sound:
             raise ModelError(f"{path}: not a calibration: scales and problems do not fit")
         lists: dict[str, Any] = {name: tuple(getattr(result, name)) for name in ("scales", "powers", "file_scales")}

@@ -69,8 +69,7 @@ class Codec(nn.Module):
         super().__init__()
         self.analysis, self.synthesis, self.prior = analysis, synthesis, prior
         self.reduction, self.multiple, self.architecture = reduction, multiple, architecture
-        self.context = getattr(analysis, "reach", REACH)
-        self.margin = getattr(synthesis, "reach", REACH)
+        self.context, self.margin = (getattr(part, "reach", REACH) for part in (analysis, synthesis))
         self.name = "unnamed"
         self.model_id = bytes(8)
         self.reads: bytes | None = None

@@ -91,8 +91,8 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--quality",
         type=quality_or_auto,
         metavar="0..100",
-        help="of the prior; auto: the one, and the weight, that best predict held-out measurements, in seven times the time; "
-        "default: by the noise",
+        help="of the prior; auto: the one, and the weight, that best predict held-out measurements, which takes seven "
+        "times as long; default: by the noise",
     )
     parser.add_argument(
         "--steps", type=common.positive, metavar="N", help="of the search (default: 8 or 16 for daps, else 50 a grid)"

@@ -203,7 +203,7 @@ class Analysis(nn.Module):
         self.log_gain = Interpolated(latents)
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
             centred = x - 0.5
         else:  # planes one after the other, whatever those of x are, without another copy
             centred = torch.sub(x, 0.5, out=torch.empty_like(x, memory_format=torch.contiguous_format))
