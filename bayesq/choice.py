@@ -102,7 +102,7 @@ def choose(
         physics: The operator, as for ``restore``.
         codec: Prior of the pictures; by default the shipped base model.
         likelihood: Gaussian, of a known noise level; by default that of ``physics``.
-        qualities: To compare with the default; by default 12 below it, and 12 and 20 above.
+        qualities: To compare with the default; by default 20 and 10 below it, and 10 above.
         prior_weights: To compare with the default, at the best quality.
         share: Of the information that is held out, between 0 and 1.
         steps: Of each restoration; by default those of ``restore``.
@@ -162,7 +162,7 @@ def choose(
 def divide(y: Tensor, likelihood: Gaussian, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Divides a measurement in two, independent given the picture; their mean weighted by 1 − share and share is y.
 
-    Channels that are copies of one get the same noise.
+    Channels that are copies of one get the same noise, of the precision that the law gives them together.
 
     Args:
         y: ``(B, C, h, w)``, or whatever the operator measures.
@@ -171,9 +171,12 @@ def divide(y: Tensor, likelihood: Gaussian, share: float, generator: torch.Gener
         generator: Source of randomness.
     """
     noise = torch.randn(y.shape, generator=generator)
+    sigma = spread(likelihood.sigma, y).expand_as(y)
     if y.ndim > 1 and torch.equal(y, y[:, :1].expand_as(y)):
         noise = noise[:, :1].expand_as(y)
-    noise = spread(likelihood.sigma, y) * noise * (likelihood.observed > 0)
+        precision = (likelihood.observed / sigma.square()).sum(1, keepdim=True)
+        sigma = precision.clamp_min(1e-12).rsqrt()
+    noise = sigma * noise * (likelihood.observed > 0)
     ratio = math.sqrt(share / (1 - share))
     return y + ratio * noise, y - noise / ratio
 

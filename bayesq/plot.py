@@ -42,10 +42,10 @@ def plot_restoration(restoration: Restoration, measurement: Tensor | None = None
         samples: how many samples to show.
     """
     deviation = restoration.std[:1].square().mean(1, keepdim=True).sqrt()
-    top = [("Posterior mean", restoration.mean[:1]), ("Standard deviation", deviation)]
-    if measurement is not None and measurement.ndim == 4 and measurement.shape[1] == 3:
-        top.insert(0, ("Measurement", measurement[:1]))
-    draws = [(f"Sample {i}", draw[:1]) for i, draw in enumerate(restoration.samples[:samples], 1)]
+    top = [("Posterior mean", _coloured(restoration.mean)), ("Standard deviation", deviation)]
+    if measurement is not None and measurement.ndim == 4 and measurement.shape[1] in (1, 3):
+        top.insert(0, ("Measurement", _coloured(measurement)))
+    draws = [(f"Sample {i}", _coloured(draw)) for i, draw in enumerate(restoration.samples[:samples], 1)]
     return plot_contact_sheet([top, draws])
 
 
@@ -70,6 +70,11 @@ def plot_contact_sheet(rows: Sequence[Sequence[Panel]]) -> Figure:
             else:
                 axes.imshow(picture[0].detach().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
     return figure
+
+
+def _coloured(pictures: Tensor) -> Tensor:
+    """The first of the pictures (B, 1 or 3, H, W), with three channels."""
+    return pictures[:1].expand(1, 3, *pictures.shape[2:])
 
 
 def draw_map(values: Tensor) -> tuple[Image.Image, float]:

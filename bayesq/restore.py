@@ -146,16 +146,17 @@ def restore(
         codec: Prior of the pictures, for algorithms on its latents; by default the shipped base model.
         likelihood: p(y | x); by default that of ``physics`` and its noise model.
         quality: Quality of the prior, 0 to 100; by default chosen from the noise level (``default_quality``).
-        algorithm: Any ``Algorithm`` of a ``Posterior``: ``DAPS``, with the shipped denoiser for prior, or ``VBLE``, or
-            ``MAPz`` for a point estimate. By default the best for the problem (``default_algorithm``), or ``VBLE`` if
-            a codec or a quality is asked for.
+        algorithm: The class of an ``Algorithm``, or a ``functools.partial`` of it, or a function that makes one:
+            ``DAPS``, with the shipped denoiser for prior, or ``VBLE``, or ``MAPz`` for a point estimate. By default the
+            best for the problem (``default_algorithm``), or ``VBLE`` if a codec or a quality is asked for.
         steps: Iterations on the first grid, by default 50, or those of ``DAPS.default_steps``; each later one starts
             from the mean found so far and takes 2/5 of them.
         grids: Positions of the picture on the codec's grid, 1 to 4. The prior is not quite invariant under translation;
             an equal mixture of priors is. It shows no block borders, gains some tenths of a decibel, and its samples
             spread more truly. Algorithms on pixels have no grid, and search once.
         samples: Posterior samples to draw, at least 2.
-        prior_weight: Power of the prior; 1 is Bayes' rule, and less makes up for what the prior does not know.
+        prior_weight: Power of the prior; 1 is Bayes' rule, and less makes up for what the prior does not know. ``DAPS``
+            does without.
         calibrated: Spread the samples of ``DAPS`` and ``VBLE`` as the model's calibration says, where it has one.
         generator: Source of all randomness; by default seeded with 0.
         progress: Show a progress bar on stderr.
@@ -179,9 +180,10 @@ def restore(
     likelihood = likelihood or from_physics(physics)
     if algorithm is None:
         algorithm = VBLE if codec or quality is not None else default_algorithm(likelihood)
-    on_pixels = getattr(algorithm, "func", algorithm) is DAPS  # func: a partial's
-    steps = steps or (DAPS.default_steps(physics) if on_pixels else STEPS)
-    codec = None if on_pixels else codec or zoo.shared()
+    kind = getattr(algorithm, "func", algorithm)  # func: a partial's
+    on_pixels = getattr(kind, "on_pixels", False)
+    steps = steps or (DAPS.default_steps(physics) if kind is DAPS else STEPS)
+    codec = None if kind is DAPS else codec or zoo.shared()
     generator = generator or torch.Generator().manual_seed(0)
     level = level_of(default_quality(physics) if quality is None else quality)
     if codec and DecoderError.takes(likelihood):
@@ -215,7 +217,7 @@ def restore(
         quality=None if on_pixels else quality_of(level),
         seconds=time.perf_counter() - began,
     )
-    prior = search.denoiser if isinstance(search, DAPS) else codec if algorithm is VBLE else None
+    prior = search.denoiser if isinstance(search, DAPS) else codec if kind is VBLE else None
     correction = of_model(prior) if calibrated and prior else None
     return correction.correct(restoration, physics) if correction else restoration
 

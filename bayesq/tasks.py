@@ -123,9 +123,9 @@ def _take_photons(task: str, image: Image.Image, setting: Sequence[Any], noise: 
 
 
 def _take_jpeg(image: Image.Image, data: bytes, noise: str) -> Measurement:
+    file = jpegfile.read(data)
     if noise == "infer":
         raise OperatorError("the noise of a JPEG file is given or measured, not inferred")
-    file = jpegfile.read(data)
     sigma = estimate_coded_sigma(*open_jpeg(file)) if noise == "auto" else parse_noise(noise)
     y, physics = open_jpeg(file, sigma)
     return Measurement("jpeg", y, physics, from_physics(physics), sigma, is_grey(image))

@@ -126,11 +126,17 @@ def test_parts_are_independent_and_average_to_the_whole(share, sigma):
     torch.testing.assert_close(torch.cov(standard.flatten(1)), torch.eye(2), rtol=0, atol=0.04)
 
 
-def test_copies_of_a_channel_stay_copies():
-    physics = operators.denoise((8, 8), SIGMA)
-    y = torch.rand(1, 1, 8, 8).expand(1, 3, 8, 8)
-    for part in divide(y, Gaussian(physics, SIGMA), SHARE, torch.Generator()):
-        assert torch.equal(part, part[:, :1].expand_as(part)) and not torch.equal(part, y)
+@pytest.mark.parametrize("weight", [1.0, 1 / 3])
+def test_copies_of_a_channel_stay_copies_and_their_parts_are_independent(weight):
+    """Whether the law of three copies has three times the variance or a third of the weight."""
+    physics, x = operators.denoise((96, 96), SIGMA), torch.rand(1, 1, 96, 96)
+    law = weighted(Gaussian(physics, SIGMA * (3 * weight) ** 0.5), weight)
+    y = (x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))).expand(1, 3, 96, 96)
+    parts = divide(y, law, SHARE, torch.Generator().manual_seed(6))
+    assert all(torch.equal(part, part[:, :1].expand_as(part)) for part in parts)
+    shares = (1 - SHARE, SHARE)
+    standard = [(part - x)[:, 0] / SIGMA * math.sqrt(s) for part, s in zip(parts, shares, strict=True)]
+    torch.testing.assert_close(torch.cov(torch.stack(standard).flatten(1)), torch.eye(2), rtol=0, atol=0.04)
 
 
 def test_blanks_stay_blank_and_do_not_count():

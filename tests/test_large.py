@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from deepinv.physics import PoissonNoise
+from deepinv.physics import Blur, GaussianNoise, PoissonNoise
 
 from bayesq import operators, restore
 from bayesq.cli import main
@@ -95,6 +95,9 @@ def test_what_cannot_be_cut_is_refused(photo):
     physics = operators.compress(0.5, SIZE, SIGMA)
     with pytest.raises(OperatorError, match="piece by piece"):
         restore_large(physics.A(photo), physics)
+    wrapped = Blur(torch.ones(1, 1, 5, 5) / 25, padding="circular", noise_model=GaussianNoise(SIGMA))
+    with pytest.raises(OperatorError, match="piece by piece"):
+        restore_large(photo, wrapped)
     with pytest.raises(OperatorError, match="at least 64"):
         restore_large(photo, OPERATORS["denoise"], side=32)
 

@@ -114,6 +114,15 @@ def test_downsampling_is_keys_bicubic_reduction(factor):
     torch.testing.assert_close(y[..., 5, 5], taps @ (x @ taps).unsqueeze(-1).squeeze(-1).mT, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(60, 2), (7, 3), (3, 3), (2, 5)])
+def test_downsampling_treats_narrow_pictures_like_flat_ones(size):
+    physics, turned = operators.downsample(2, size, 0), operators.downsample(2, size[::-1], 0)
+    x = torch.rand(2, 3, *size, generator=generator())
+    y = physics.A(x)
+    torch.testing.assert_close(y, turned.A(x.mT.contiguous()).mT)
+    torch.testing.assert_close((y * y).sum(), (x * physics.A_adjoint(y)).sum())
+
+
 def test_blur_convolves_and_does_not_correlate():
     kernel = np.arange(1.0, 10).reshape(3, 3)
     x = torch.zeros(1, 3, 9, 9)

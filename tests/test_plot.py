@@ -48,6 +48,15 @@ def test_measurement_that_is_no_picture_is_left_out(measurement, case):
     assert "Measurement" not in pictures(drawn(plot_restoration(case[1], measurement)))
 
 
+def test_grey_pictures_are_shown_as_pictures(case):
+    y, restoration = case
+    grey = restoration.grey()
+    shown = pictures(drawn(grey.plot(y.mean(1, keepdim=True))))
+    for title, picture in (("Posterior mean", grey.mean), ("Sample 1", grey.samples[0]), ("Measurement", y)):
+        expected = picture[0].mean(0).clamp(0, 1)
+        assert torch.allclose(torch.tensor(shown[title]).permute(2, 0, 1), expected.expand(3, -1, -1), atol=1e-6)
+
+
 def test_point_estimate_has_a_flat_map(case):
     flat = replace(case[1], std=torch.zeros_like(case[1].std))
     assert not pictures(drawn(plot_restoration(flat)))["Standard deviation"].any()

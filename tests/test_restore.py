@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import deepinv.physics as dinv
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from bayesq import operators
 from bayesq.errors import BayesqError, ImageError, ModelError, OperatorError
-from bayesq.inference import VBLE, MAPz
+from bayesq.inference import DAPS, VBLE, MAPz, REDDiff, ScoreDVI
 from bayesq.metrics import psnr
 from bayesq.resources import data_dir
 from bayesq.restore import restore
@@ -86,6 +87,17 @@ def test_generator_settles_everything(codec, measured):
     assert torch.equal(mean(4), mean(4))
     assert torch.equal(mean(None), mean(0))
     assert not torch.equal(mean(4), mean(5))
+
+
+@pytest.mark.parametrize(("kind", "grids"), [(VBLE, 4), (MAPz, 4), (REDDiff, 1), (ScoreDVI, 1), (DAPS, 1)])
+def test_pixels_have_one_grid_and_a_partial_is_what_it_is_of(kind, grids, codec, measured):
+    results = [
+        restore(*measured, codec=codec, algorithm=algorithm, steps=5, samples=4) for algorithm in (kind, partial(kind))
+    ]
+    for result in results:
+        assert len(result.trace) == 5 + (grids - 1) * 2
+        assert (result.quality is None) == (grids == 1)
+    assert torch.equal(results[0].samples, results[1].samples)
 
 
 @pytest.mark.parametrize("name", FOREIGN)

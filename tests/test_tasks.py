@@ -65,6 +65,7 @@ def test_auto_finds_jpeg_files(picture):
     found = tasks.take("auto", picture, coded(picture, "JPEG", quality=30), [])
     assert found.task == "jpeg" and isinstance(found.likelihood, Cells)
     assert found.sigma < 3 / 255 and "rounding in steps of" in found.summary
+    assert isinstance(tasks.take("auto", picture, coded(picture, "PNG"), [], "infer").likelihood, UnknownGaussian)
     other = coded(picture.convert("CMYK"), "JPEG")  # whose coefficients are not read
     assert tasks.take("auto", picture, other, []).task == "denoise"
 

@@ -26,23 +26,21 @@ class Named(NamedTuple):
     Attributes:
         name: In ``bayesq.inference``.
         spreads: Whether its samples differ.
-        grids: Positions on the codec's grid; one where it works on pixels.
     """
 
     name: str
     spreads: bool = True
-    grids: int = 4
 
 
 ALGORITHMS = {
-    "daps": Named("DAPS", grids=1),
+    "daps": Named("DAPS"),
     "vble": Named("VBLE"),
     "vble-xz": Named("VBLExz"),
     "map": Named("MAPz", spreads=False),
     "ula": Named("ULA"),
     "mala": Named("MALA"),
-    "red-diff": Named("REDDiff", spreads=False, grids=1),
-    "scoredvi": Named("ScoreDVI", grids=1),
+    "red-diff": Named("REDDiff", spreads=False),
+    "scoredvi": Named("ScoreDVI"),
 }
 
 
@@ -95,7 +93,10 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "times as long; default: by the noise",
     )
     parser.add_argument(
-        "--steps", type=common.positive, metavar="N", help="of the search (default: 8 or 16 for daps, else 50 a grid)"
+        "--steps",
+        type=common.positive,
+        metavar="N",
+        help="of the search (default: 8 or 16 for daps, else 50); on each grid but the first, 2/5 of them",
     )
     parser.add_argument(
         "--samples", type=common.several, default=32, metavar="N", help="posterior draws (default: %(default)s)"
@@ -206,7 +207,7 @@ def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tupl
         codec, denoiser = None, zoo.denoiser(args.model or "denoiser")
         kind, model = partial(kind, denoiser=denoiser), denoiser.name
     else:
-        codec = zoo.load(args.model or "base")
+        codec = zoo.shared(args.model or "base")
         model = codec.name
     quality, weight = args.quality, PRIOR_WEIGHT
     if quality == AUTO:
@@ -220,7 +221,6 @@ def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tupl
         "prior_weight": weight,
         "algorithm": kind,
         "steps": args.steps,
-        "grids": ALGORITHMS[name].grids,
         "samples": args.samples,
         "generator": torch.Generator().manual_seed(args.seed),
         "progress": not args.quiet,

@@ -111,7 +111,10 @@ class Posterior:
 
 
 class Algorithm(Protocol, Generic[State]):
-    """An inference algorithm; the caller owns the loop."""
+    """An inference algorithm; the caller owns the loop.
+
+    A class that searches pixels, which have no place on a codec's grid, says so by ``on_pixels = True``.
+    """
 
     def init(self, x0: Tensor) -> State:
         """State that starts from pictures ``(B, 3, H, W)`` in [0, 1]."""

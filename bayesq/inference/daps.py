@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeGuard, cast
+from typing import ClassVar, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,7 @@ class DAPS:
     faint: float = 0.03
     breadth: float = 0.15
     doubt: float = 1.5
+    on_pixels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.takes(self.posterior.likelihood):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,7 @@ class _OnPixels:
     posterior: Posterior
     steps: int
     denoise: Denoise | None = None
+    on_pixels: ClassVar[bool] = True
 
     def cells(self, state: Pixels) -> list[Cell]:
         """None: pixels have no cells."""

@@ -115,8 +115,8 @@ def total(mask: Tensor, terms: Tensor) -> Tensor:
 
 
 def count(mask: Tensor, y: Tensor) -> int:
-    """Counts the values of one picture of y, weighted by the mask."""
-    return round(float(mask.expand(1, *y.shape[1:]).double().sum()))
+    """Counts the values of one picture of y, weighted by the mask: the mean, where each picture has its own."""
+    return round(float(mask.expand(y.shape).double().sum()) / len(y))
 
 
 def weighted(likelihood: Weighed, weight: float | Tensor) -> Weighed:

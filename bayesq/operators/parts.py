@@ -17,8 +17,9 @@ Box = tuple[int, int, int, int]
 
 
 def is_local(physics: Physics) -> bool:
-    """Whether ``part`` can cut measurements by an operator."""
-    return any(isinstance(physics, kinds) for kinds, _ in CUTS) and getattr(physics, "padding", None) != "valid"
+    """Whether ``part`` can cut measurements by an operator: of blurs, those that take a border for no other."""
+    wraps = getattr(physics, "padding", None) in ("valid", "circular")
+    return any(isinstance(physics, kinds) for kinds, _ in CUTS) and not wraps
 
 
 def unit(physics: Physics) -> int:
