@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,13 +65,16 @@ class Restoration:
     def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
         """Lower and upper ends of the central interval that holds each true value with probability ``level``.
 
-        Student's, since mean and deviation are those of so many samples.
+        Student's, since mean and deviation are those of so many samples. Raises OperatorError if ``level`` is not
+        between 0 and 1.
         """
         reach = self.reach(level) * self.std
         return (self.mean - reach).clamp(0, 1), (self.mean + reach).clamp(0, 1)
 
     def reach(self, level: float) -> float:
         """Half the width of ``interval`` in standard deviations."""
+        if not 0 < level < 1:
+            raise OperatorError(f"the probability of an interval must be between 0 and 1, not {level}")
         n = len(self.samples)
         return float(student.ppf((1 + level) / 2, n - 1)) * math.sqrt(1 + 1 / n)
 
@@ -122,6 +126,8 @@ def default_quality(physics: Physics) -> float:
     return quality_of(level_of_error(stated_noise(physics) / 8))
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def restore(
     y: Tensor,
     physics: Physics,
@@ -141,7 +147,7 @@ def restore(
     """Restores pictures from a measurement through any deepinv operator.
 
     Args:
-        y: Measurement of B pictures, in the shape that ``physics`` gives it.
+        y: Measurement of B pictures, in the shape that ``physics`` gives it; white is 1.
         physics: The operator; its ``noise_model`` says how much to trust y.
         codec: Prior of the pictures, for algorithms on its latents; by default the shipped base model.
         likelihood: p(y | x); by default that of ``physics`` and its noise model.
@@ -162,12 +168,16 @@ def restore(
         progress: Show a progress bar on stderr.
 
     Raises:
-        ImageError: y holds values that are not finite.
+        ImageError: y holds values that are not finite, or integers.
         OperatorError: the noise model is missing or not supported, y does not fit the operator, or a number of steps,
             samples or a weight makes no sense.
         ModelError: the quality is out of range.
     """
     began = time.perf_counter()
+    if not isinstance(y, Tensor):
+        raise OperatorError("a measurement is one tensor: operators that give several at once are not taken")
+    if not y.is_floating_point():
+        raise ImageError(f"a measurement has real values, white being 1, not values of {y.dtype}")
     if not torch.isfinite(y).all():
         raise ImageError("the measurement holds values that are not finite")
     if samples < 2 or (steps is not None and steps < 1):
@@ -176,7 +186,7 @@ def restore(
         raise OperatorError(f"the number of grids must be 1 to {len(OFFSETS)}, not {grids}")
     if not 0 < prior_weight < math.inf:
         raise OperatorError(f"the prior's weight must be positive and finite, not {prior_weight}")
-    y = y.float()
+    y = y.float().clone() if y.is_inference() else y.float()
     likelihood = likelihood or from_physics(physics)
     if algorithm is None:
         algorithm = VBLE if codec or quality is not None else default_algorithm(likelihood)
@@ -232,14 +242,14 @@ def default_algorithm(likelihood: Likelihood) -> type[DAPS | VBLE]:
 
 def _quick_estimate(y: Tensor, physics: Physics) -> Tensor:
     """The operator's own, by which it is also seen whether the measurement fits it."""
-    misfit = OperatorError(f"a measurement of shape {tuple(y.shape)} does not fit the operator and colour pictures")
+    misfit = f"a measurement of shape {tuple(y.shape)} does not fit the operator and colour pictures"
     try:
         x0 = initial_image(y, physics)
         fits = x0.ndim == 4 and x0.shape[1] == 3 and x0.numel() > 0 and physics.A(x0).shape == y.shape
     except (RuntimeError, ValueError, IndexError) as error:
-        raise misfit from error
+        raise OperatorError(f"{misfit} ({shorten(str(error), 120)})") from error
     if not fits:
-        raise misfit
+        raise OperatorError(misfit)
     return x0
 
 

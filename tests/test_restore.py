@@ -7,6 +7,7 @@ from functools import partial
 import deepinv.physics as dinv
 import pytest
 import torch
+from deepinv.utils import TensorList
 
 from bayesq import operators
 from bayesq.errors import BayesqError, ImageError, ModelError, OperatorError
@@ -128,6 +129,9 @@ def test_any_size(task, size, codec):
     ("change", "error"),
     [
         ({"y": torch.full((1, 3, *SIZE), math.nan)}, ImageError),
+        ({"y": torch.zeros(1, 3, *SIZE, dtype=torch.uint8)}, ImageError),
+        ({"y": TensorList([torch.zeros(1, 3, *SIZE)] * 2)}, OperatorError),
+        ({"physics": dinv.Physics(A=lambda x, **_: x**2, noise_model=NOISE)}, OperatorError),
         ({"quality": -1}, ModelError),
         ({"quality": 101}, ModelError),
         ({"quality": math.nan}, ModelError),
@@ -189,6 +193,22 @@ def test_a_single_direction_is_found(spread):
     along = torch.tensor([-1.0, 0.0, 1.0]).view(-1, 1, 1, 1, 1)
     pictures = replace(spread, samples=spread.mean + 3 * along * direction)
     torch.testing.assert_close(pictures.components(1)[0], 3 * direction, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.5, math.nan])
+def test_intervals_have_a_probability(level, spread):
+    with pytest.raises(OperatorError, match="probability"):
+        spread.interval(level)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("algorithm", [VBLE, DAPS])
+def test_gradients_may_be_off_around_it(algorithm, mode, codec, measured):
+    y, physics = measured
+    with mode():
+        inside = restore(y + 0, physics, codec=codec, algorithm=algorithm, steps=2, samples=2, grids=1)
+    outside = restore(y, physics, codec=codec, algorithm=algorithm, steps=2, samples=2, grids=1)
+    assert torch.equal(inside.samples, outside.samples)
 
 
 @pytest.mark.parametrize("n", [0, 6])

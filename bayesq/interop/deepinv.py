@@ -38,8 +38,7 @@ class PosteriorReconstructor(Reconstructor):
 
     def _restore(self, y: Tensor, physics: Physics, n: int, seed: int) -> Restoration:
         generator = torch.Generator().manual_seed(seed)
-        with torch.enable_grad():
-            return restore(y, physics, codec=self.codec, samples=n, generator=generator, **self.options)
+        return restore(y, physics, codec=self.codec, samples=n, generator=generator, **self.options)
 
 
 class CodingDenoiser(Denoiser):
