@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 PATCH = 8
 MIN_SIZE = 48
+MOST_PATCHES = 2**17
+"""About how many of a large picture count."""
 MIN_BLOCKS = 200
 
 
@@ -42,7 +45,8 @@ def estimate_sigma(y: Tensor) -> float:
         raise ImageError("noise cannot be estimated on a picture with values that are not finite")
     if torch.equal(y, y[:, :1].expand_as(y)):
         y = y[:, :1]
-    stride = 3 if min(y.shape[-2:]) >= 128 else 1
+    height, width = y.shape[-2:]
+    stride = max(3, math.isqrt(height * width // MOST_PATCHES)) if min(height, width) >= 128 else 1
     patches = y.detach().unfold(2, PATCH, stride).unfold(3, PATCH, stride).permute(0, 2, 3, 1, 4, 5)
     patches = patches.reshape(-1, y.shape[1] * PATCH**2)
     variances = torch.linalg.eigvalsh(torch.cov(patches.T).double()).clamp_min(0)

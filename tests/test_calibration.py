@@ -16,6 +16,8 @@ from bayesq.cli import main
 from bayesq.codec import Codec
 from bayesq.denoiser import Denoiser, Sizes
 from bayesq.errors import ModelError
+from bayesq.inference.xz import FILE as ERRORS
+from bayesq.inference.xz import ErrorTable
 from bayesq.io import read_image, to_tensor
 from bayesq.resources import data_dir
 from bayesq.restore import Restoration, restore
@@ -165,6 +167,7 @@ def test_the_command_writes_what_restore_finds(small_codec_path, tmp_path, capsy
     told = capsys.readouterr().err
     found = of_model(Codec.load(weights))
     assert found is not None and len(found.scales) == 27 and str(tmp_path / calibration.FILE) in told
+    assert ErrorTable.load(tmp_path / ERRORS).model == Codec.load(weights).model_id.hex()
     assert "superres, bicubic x4" in told
     assert main(["calibrate", "--data", str(data_dir()), "-m", str(weights), "--crop", "16"]) == 1
     assert "at least 26 pixels" in capsys.readouterr().err

@@ -12,8 +12,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="fit a model's error bars to validation pictures",
         description="Restores crops of known pictures from 27 kinds of measurement, and writes how much wider "
         "the posterior's samples must spread for the 90 % interval to hold 90 %, as calibration.json beside the "
-        "weights, where `bayesq restore` finds it; the same for what lossy files leave open. Some minutes; run it "
-        "again whenever the model or the defaults change.",
+        "weights, where `bayesq restore` finds it; for codecs the same for what lossy files leave open, and how far "
+        "the decoder strays, as decoder-error.json, for VBLE-xz. Some minutes; run it again whenever the model or the "
+        "defaults change.",
     )
     parser.add_argument(
         "--data",
@@ -53,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     from bayesq.calibration import Trial, fit, fit_files
     from bayesq.errors import BayesqError
     from bayesq.inference import DAPS, VBLE
+    from bayesq.inference.xz import FILE as ERRORS
+    from bayesq.inference.xz import ErrorTable
     from bayesq.resources import data_dir
     from bayesq.restore import restore
 
@@ -87,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = [read(path, 4 * args.crop) for paths in kinds for path in paths]
         scales = fit_files(codec, pictures, args.samples, torch.Generator().manual_seed(0))
         found = replace(found, file_scales=scales)
+        ErrorTable.fit(codec, pictures, torch.Generator().manual_seed(0)).save(path.with_name(ERRORS))
     found.save(path)
     for task, trials, scale, power in zip(suite, problems, found.scales, found.powers, strict=True):
         shares = ", ".join(f"{trial.coverage():.1%} → {trial.coverage(found):.1%}" for trial in trials)
@@ -94,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         common.say(args, f"{task.label}: {shares} within 90 %, {rule}")
     if codec:
         common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in found.file_scales)}")
+        common.say(args, f"Wrote {path.with_name(ERRORS)}: the decoder's errors.")
     common.say(args, f"Wrote {path}: {sum(map(len, crops))} pictures.")
     return 0
 

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -173,6 +174,10 @@ class VBLExz:
     rate: float = 0.1
     errors: ErrorTable | None = None
 
+    @cached_property
+    def _errors(self) -> ErrorTable:
+        return self.errors or of_model(self.posterior.model)
+
     def init(self, x0: Tensor) -> Joint:
         search = VBLE(self.posterior, self.steps, self.rate).init(x0)
         log_factor = torch.zeros_like(x0, requires_grad=True)
@@ -207,6 +212,5 @@ class VBLExz:
     def _stray(self, state: Joint, values: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """A draw of q(x | z)."""
         picture = self.posterior.picture(values)
-        errors = self.errors or of_model(self.posterior.model)
-        deviation = state.factor * errors(picture.detach(), self.posterior.level)
+        deviation = state.factor * self._errors(picture.detach(), self.posterior.level)
         return picture + deviation * torch.randn(picture.shape, generator=generator).to(picture)
