@@ -174,6 +174,20 @@ def test_reconstruction_beats_rounding_to_the_nearest(draft, rounding, form):
     assert error(draft, draft, form, rounding) < 0.9 * error(draft, draft, form)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_columns_are_rounded_with_the_scale_of_their_group(size):
+    """Weights that are on their grid stay there, whatever the scales of the groups beside theirs."""
+    generator = torch.Generator().manual_seed(0)
+    for groups in range(1, 50):
+        codes = torch.randint(1, 16, (2, groups * size, 1, 1), generator=generator)
+        codes[:, ::size] = 15
+        scale = torch.ldexp(torch.ones(2 * groups, 1), torch.arange(2 * groups)[:, None] % 5)
+        weight = Affine(4, size).grid({"scale": scale}).value(codes)
+        inputs = torch.randn(1, groups * size, 4, 4, generator=generator)
+        one = Draft(weight, torch.zeros(2), (0, 0), inputs, torch.ones_like(inputs), torch.ones_like(weight), 1.0)
+        assert torch.equal(GPTQ()(one, Affine(4, size), whole_range)[1], codes)
+
+
 @pytest.mark.parametrize("rounding", [GPTQ(), AdaRound()])
 @pytest.mark.parametrize("form", [Pyramid(), Sparse()])
 def test_reconstruction_refuses_what_it_cannot_round_one_by_one(draft, rounding, form):

@@ -43,12 +43,12 @@ def _one_by_one(form: Format) -> None:
         raise ModelError(f"{form}: weights are not rounded one by one, as this reconstruction does")
 
 
-def _of_column(parameters: Parameters, outputs: int, share: float) -> Parameters:
-    """Parameters of one column of the weights' matrix, at that share of its width."""
+def _of_column(parameters: Parameters, outputs: int, column: int, columns: int) -> Parameters:
+    """Parameters of one column of the weights' matrix, of so many."""
 
     def chosen(p: Tensor) -> Tensor:
         groups = len(p) // outputs if p.dim() == 2 and p.shape[1] == 1 else 1
-        return p.view(outputs, groups)[:, int(share * groups), None] if groups > 1 else p
+        return p.view(outputs, groups)[:, column * groups // columns, None] if groups > 1 else p
 
     return {name: chosen(p) for name, p in parameters.items()}
 
@@ -84,7 +84,7 @@ class GPTQ:
             errors = torch.zeros_like(weight[:, block])
             for j in range(block.start, block.stop):
                 column = int(order[j])
-                grid = form.grid(_of_column(parameters, outputs, column / len(order)))
+                grid = form.grid(_of_column(parameters, outputs, column, len(order)))
                 now = weight[:, j : j + 1]
                 codes[:, column : column + 1] = grid.index(now)
                 error = (now - grid.value(codes[:, column : column + 1])) / factor[j, j]
