@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from bayesq import operators, zoo
@@ -272,6 +274,30 @@ def test_two_budgets_hold_at_once():
     for solver in (integer_program, greedy, monotone):
         choice = solver(harm, costs, budgets)
         assert (costs[:, np.arange(5), choice].sum(1) <= budgets).all()
+
+
+@pytest.mark.parametrize("resources", [2, 3])
+@pytest.mark.parametrize("solver", [integer_program, greedy, monotone])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_budgets_that_pull_apart_are_kept_or_refused(solver, resources, seed):
+    rng = np.random.default_rng(seed)
+    harm = rng.exponential(size=(3, 3))
+    costs = rng.integers(1, 20, (resources, 3, 3)).astype(float)
+    budgets = np.rint(costs.mean(2).sum(1) * rng.uniform(0.7, 1.1, resources))
+    every = np.array(list(itertools.product(range(3), repeat=3)))
+    allowed = (costs[:, np.arange(3), every].sum(2) <= budgets[:, None]).all(0)
+    try:
+        choice = solver(harm, costs, budgets)
+    except ModelError:
+        assert solver is not integer_program or not allowed.any()
+    else:
+        assert (costs[:, np.arange(3), choice].sum(1) <= budgets).all()
+
+
+def test_greedy_allocation_ends_where_each_budget_undoes_what_the_other_asks_for():
+    costs = np.array([[[8, 12], [8, 12]], [[1.2, 1.0], [1.2, 1.0]]])
+    with pytest.raises(ModelError, match="no single change"):
+        greedy(np.zeros((2, 2)), costs, np.array([20, 2.1]))
 
 
 @pytest.mark.parametrize("solver", [integer_program, greedy, monotone])

@@ -25,11 +25,13 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from bayesq.errors import ModelError
 
 TRIED = 200_000
+TOLERANCE = 1e-9
+"""By how much a budget may be exceeded, of itself."""
 
 
 def _check(costs: np.ndarray, budgets: np.ndarray) -> None:
     least = costs.min(2).sum(1)
-    if (least > budgets * (1 + 1e-9)).any():
+    if (least > budgets * (1 + TOLERANCE)).any():
         raise ModelError(f"no formats are within the budget: at least {least.tolist()} of {budgets.tolist()}")
 
 
@@ -84,16 +86,21 @@ def integer_program(harm: np.ndarray, costs: np.ndarray, budgets: np.ndarray) ->
 
 
 def greedy(harm: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """From the least harm, one layer at a time to the format that saves most for the harm it does (MPTQ-ViT)."""
+    """From the least harm, one layer at a time to the format that saves most for the harm it does (MPTQ-ViT).
+
+    What a change saves is by how much less the budgets are exceeded, all of them together, so that changes come to an
+    end.
+    """
     _check(costs, budgets)
-    layers = np.arange(len(harm))
+    layers, shares = np.arange(len(harm)), costs / budgets[:, None, None]
     choice = harm.argmin(1)
     while True:
-        over = np.maximum(costs[:, layers, choice].sum(1) / budgets - 1, 0)
-        if not over.any():
+        taken = shares[:, layers, choice]
+        others = taken.sum(1)[:, None] - taken
+        over = np.maximum(taken.sum(1) - 1, 0).sum()
+        if over <= TOLERANCE:
             return choice
-        saved = (costs[:, layers, choice][:, :, None] - costs) / budgets[:, None, None]
-        saved = (saved * (over > 0)[:, None, None]).sum(0)
+        saved = over - np.maximum(others[:, :, None] + shares - 1, 0).sum(0)
         more = harm - harm[layers, choice][:, None]
         price = np.where(saved > 1e-12, more / np.maximum(saved, 1e-12), np.inf)
         if not np.isfinite(price).any():
@@ -117,7 +124,7 @@ def monotone(harm: np.ndarray, costs: np.ndarray, budgets: np.ndarray) -> np.nda
     cuts = np.array(list(_cuts(layers, formats)))
     edges = np.concatenate([np.zeros((len(cuts), 1), int), cuts, np.full((len(cuts), 1), layers)], 1)
     sums = sum(total[:, edges[:, k + 1], k] - total[:, edges[:, k], k] for k in range(formats))
-    allowed = (sums[1:] <= budgets[:, None] * (1 + 1e-9)).all(0)
+    allowed = (sums[1:] <= budgets[:, None] * (1 + TOLERANCE)).all(0)
     if not allowed.any():
         raise ModelError("no monotone allocation is within the budget")
     best = edges[np.where(allowed, sums[0], np.inf).argmin()]
