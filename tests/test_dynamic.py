@@ -154,3 +154,11 @@ def test_scales_and_zero_points_are_trained(base, data):
     assert sum(not torch.equal(a.step, b.step) for a, b in pairs) > len(pairs) / 2
     assert sum(not torch.equal(a.steps, b.steps) for a, b in pairs) > len(pairs) / 2
     assert all(b.spec.precisions == (4,) and b.zeros.dtype == torch.int32 for _, b in pairs) and pairs
+
+
+def test_precisions_leave_the_full_one_as_it_is(base, data):
+    tuning = Tuning(steps=6, batch=1, crop=64, rate=0.1, weights=False)
+    alone = Recipe(inputs=A8, tuning=tuning)
+    adapted = dataclasses.replace(alone, dynamic=Dynamic(means=(4.0,), bits=(4,)))
+    before, after = (quantize(base, recipe, data).codec.state_dict() for recipe in (alone, adapted))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -106,7 +106,7 @@ def adapt(
 
         trained = [at(codec, n + 1) for n in range(len(picked))]
         for one in trained:
-            tune(one, original, drafts, replace(recipe.tuning, weights=False), crops)
+            tune(one, original, {name: drafts[name] for name in names}, replace(recipe.tuning, weights=False), crops)
         _give(codec, [{name: _inputs(layer_called(one, name)) for name in names} for one in trained])
     codec.selector = _trained(codec, macs, settings, batch)
 

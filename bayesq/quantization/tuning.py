@@ -22,7 +22,7 @@ from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.formats.base import SCALE_MIN, half
 from bayesq.quantization.gradients import rounded
-from bayesq.quantization.layers import GRID, QuantizedConv, quantized, replace
+from bayesq.quantization.layers import GRID, QuantizedConv, layer_called, replace
 from bayesq.quantization.recipes import Tuning
 from bayesq.training.data import Crops
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
@@ -99,19 +99,19 @@ def block_of(name: str) -> str:
 def tune(
     codec: Codec, original: Codec, drafts: Mapping[str, Draft], settings: Tuning, crops: Crops, progress: bool = False
 ) -> None:
-    """Trains the quantised layers of a codec, in place.
+    """Trains quantised layers of a codec, in place.
 
     Args:
         codec: With quantised layers.
         original: The floating-point codec, whose pictures are copied to some extent.
-        drafts: The layers' weights in floating point.
+        drafts: The layers that are trained, by name, with their weights in floating point.
         settings: How long, and how fast.
         crops: Training pictures.
         progress: Show a bar on stderr.
     """
-    names = [name for name, _ in quantized(codec)]
-    for name, layer in list(quantized(codec)):
-        replace(codec, name, LearnedConv(layer, drafts[name].weight, settings.sharpness))
+    names = list(drafts)
+    for name in names:
+        replace(codec, name, LearnedConv(layer_called(codec, name), drafts[name].weight, settings.sharpness))
     generator = torch.Generator().manual_seed(1)
     blocks = list(dict.fromkeys(map(block_of, names))) if settings.block_steps else []
     phases = [([n for n in names if block_of(n) == block], settings.block_steps) for block in blocks]
