@@ -129,6 +129,21 @@ def test_a_cell_holds_its_value(fitted):
     assert ((value - cell.centre).abs() <= cell.width / 2 * (1 + 1e-4) + 1e-6).all()
 
 
+def test_a_cell_stands_for_what_its_code_is_decoded_to(fitted):
+    _, weight, grid = fitted
+    index = grid.index(weight)
+    assert torch.equal(grid.cell(index).value, grid.value(index))
+
+
+def test_values_up_to_the_last_cell_lie_in_that_of_their_code(scalar):
+    _, grid = scalar
+    first, last = (grid.cell(grid.index(torch.full(SHAPE, end))) for end in (-1e9, 1e9))
+    drawn = torch.rand(SHAPE, generator=torch.Generator().manual_seed(6))
+    value = first.lower + (last.upper - first.lower) * drawn
+    cell = grid.cell(grid.index(value))
+    assert ((value - cell.centre).abs() <= cell.width / 2 * (1 + 1e-4) + 1e-6).all()
+
+
 def test_dither_stays_within_one_cell_and_depends_on_the_generator(fitted):
     _, weight, grid = fitted
     first, second = (grid.dither(weight, torch.Generator().manual_seed(0)) for _ in range(2))

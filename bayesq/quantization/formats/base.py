@@ -162,7 +162,7 @@ class LevelGrid:
         inner, levels = self._boundaries, self.levels
         ends = torch.cat([2 * levels[..., :1] - inner[..., :1], inner, 2 * levels[..., -1:] - inner[..., -1:]], -1)
         lower, upper = self._lookup(ends[..., :-1], index), self._lookup(ends[..., 1:], index)
-        return Cell((lower + upper) / 2, upper - lower)
+        return Cell((lower + upper) / 2, upper - lower, self.value(index))
 
     def straight_through(self, value: Tensor) -> Tensor:
         return StraightThrough.apply(self.value(self.index(value)), value)

@@ -97,7 +97,7 @@ class SparseGrid:
 
     def cell(self, index: Tensor) -> Cell:
         cell = self.dense.cell(index)
-        return Cell(self._with(cell.centre, self.values), self._with(cell.width, 0.0))
+        return Cell(self._with(cell.centre, self.values), self._with(cell.width, 0.0), self.value(index))
 
     def straight_through(self, value: Tensor) -> Tensor:
         return StraightThrough.apply(self.value(self.index(value)), value)
