@@ -8,6 +8,7 @@ from PIL import Image
 
 from bayesq import bitstream, files, zoo
 from bayesq.codec import Codec
+from bayesq.errors import ModelError
 from bayesq.io import to_image
 from bayesq.quantization import Calibration, Recipe, Tuning, quantize
 from bayesq.quantization.cost import cost
@@ -162,3 +163,8 @@ def test_precisions_leave_the_full_one_as_it_is(base, data):
     adapted = dataclasses.replace(alone, dynamic=Dynamic(means=(4.0,), bits=(4,)))
     before, after = (quantize(base, recipe, data).codec.state_dict() for recipe in (alone, adapted))
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_models_without_inputs_of_eight_bits_get_no_precisions(linear_codec, data):
+    with pytest.raises(ModelError, match="no precisions"):
+        quantize(linear_codec, RECIPE, data)

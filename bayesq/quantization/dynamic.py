@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayesq.errors import ModelError
 from bayesq.networks.rate import LEVELS
 from bayesq.quantization.allocation import integer_program
 from bayesq.quantization.calibration import Batch, losses
@@ -93,10 +94,15 @@ def adapt(
         recipe: Its ``dynamic`` says what to do, its ``tuning`` how scales and zero points are trained, if at all.
         batch: Crops to choose bits with, and to train the selector.
         crops: Training pictures.
+
+    Raises:
+        ModelError: no layer of g_s has inputs of eight bits.
     """
     settings = recipe.dynamic
     assert settings is not None
     names = [n for n, layer in quantized(codec) if n.startswith("synthesis.") and layer.spec.activation == FULL]
+    if not names:
+        raise ModelError("the model gets no precisions: none of g_s's layers has inputs of eight bits")
     choices = {name: {bits: drafts[name].with_activation(bits) for bits in settings.bits} for name in names}
     macs = {name: drafts[name].weight.numel() * drafts[name].positions for name in names}
     picked = [_allocated(choices, macs, settings, mean) for mean in settings.means]
