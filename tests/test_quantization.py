@@ -28,7 +28,7 @@ from bayesq.quantization.gates import Gates, chances, opened
 from bayesq.quantization.latency import Stopwatch
 from bayesq.quantization.layers import QuantizedConv, hadamard, quantized, rotated
 from bayesq.quantization.ranges import LEAST_HARM, whole_range
-from bayesq.quantization.recipes import EVERYTHING, INTEGERS, mixed
+from bayesq.quantization.recipes import A8, EVERYTHING, FINE, INTEGERS, mixed
 from bayesq.quantization.rounding import GPTQ, AdaRound, corrected, nearest
 from bayesq.quantization.sensitivity import (
     activation_entropy,
@@ -433,12 +433,29 @@ def test_eight_bits_lose_little(base, data):
     assert cost(result.codec).operations < 0.3 * cost(base).operations
 
 
+def test_kept_formats_are_exceptions(base, linear_codec, data):
+    """Where all of g_a and g_s is their linear branch, that is what a recipe quantises."""
+    recipe = Recipe((Affine(8),), kept=FINE)
+    for codec, expected in ((base, Affine(12)), (linear_codec, Affine(8))):
+        formats = quantize(codec, recipe, data).formats
+        assert {form for name, form in formats.items() if name.endswith(".linear")} == {expected}
+        assert formats["prior.analysis.head"] == Affine(8)
+
+
 def test_bit_operations_have_a_budget_too(base, data):
     recipe = Recipe(INTEGERS, inputs=(("*", 8),), harm=relevance)
     result = quantize(base, recipe, data, operations=0.04)
     layers = layer_costs(result.codec)
     chosen = [layers[name] for name, _ in quantized(result.codec)]
     assert sum(c.operations for c in chosen) <= 0.04 * sum(c.macs * 32**2 for c in chosen)
+
+
+@pytest.mark.parametrize("resource", ["size", "operations"])
+def test_budgets_that_are_too_small_tell_what_is_needed(base, data, resource):
+    recipe = Recipe(INTEGERS, kept=FINE, inputs=A8, harm=relevance)
+    with pytest.raises(ModelError, match=f"budget of {resource} of 0.01 is too small") as told:
+        quantize(base, recipe, data, **{resource: 0.01})
+    quantize(base, recipe, data, **{resource: 1.01 * float(str(told.value).split()[-1])})
 
 
 def test_latency_is_measured_and_kept(base, data):

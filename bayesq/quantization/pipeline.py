@@ -162,24 +162,35 @@ def _rounded(draft: Draft, form: Format, recipe: Recipe) -> QuantizedConv:
     return draft.built(form, parameters, codes)
 
 
+def _kept(recipe: Recipe, names: Sequence[str]) -> dict[str, Format]:
+    """The layers that are exceptions, and their formats; none if all of g_a and g_s would be."""
+    kept = {name: form for name in names for pattern, form in recipe.kept if fnmatchcase(name, pattern)}
+    transforms = [name for name in names if not name.startswith("prior.")]
+    return {} if transforms and kept.keys() >= set(transforms) else kept
+
+
 def _allocator(
     codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch
 ) -> Callable[[float], dict[str, Format]]:
     """A function from a factor for the budget of size to formats of all layers."""
-    kept = {name: form for name in drafts for pattern, form in recipe.kept if fnmatchcase(name, pattern)}
+    kept = _kept(recipe, list(drafts))
     if recipe.harm is None:
         return lambda cut: {name: kept.get(name, recipe.formats[0]) for name in drafts}
     free = {name: draft for name, draft in drafts.items() if name not in kept}
     harm = recipe.harm(codec, free, recipe.formats, recipe.span, batch)
     resources = _resources(recipe, drafts)
-    tables = [[[amount(name, form) for form in recipe.formats] for name in free] for _, amount in resources]
-    whole = [sum(amount(name, None) for name in drafts) for _, amount in resources]
-    taken = [sum(amount(name, form) for name, form in kept.items()) for _, amount in resources]
+    amounts = [amount for *_, amount in resources]
+    costs = np.array([[[amount(name, form) for form in recipe.formats] for name in free] for amount in amounts], float)
+    whole = [sum(amount(name, None) for name in drafts) for amount in amounts]
+    taken = [sum(amount(name, form) for name, form in kept.items()) for amount in amounts]
+    least = costs.min(2).sum(1) + taken
 
     def allocate(cut: float) -> dict[str, Format]:
-        shares = [share * (cut if n == 0 and recipe.size else 1) for n, (share, _) in enumerate(resources)]
-        budgets = np.array(shares) * whole - taken
-        choice = recipe.solver(harm, np.array(tables, float), budgets)
+        shares = [share * (cut if what == "size" else 1) for what, share, _ in resources]
+        for (what, *_), share, one, needed in zip(resources, shares, whole, least, strict=True):
+            if needed > share * one:
+                raise ModelError(f"a budget of {what} of {share:.3g} is too small: it takes about {needed / one:.3g}")
+        choice = recipe.solver(harm, costs, np.array(shares) * whole - taken)
         return {**kept, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
 
     return allocate
@@ -187,10 +198,12 @@ def _allocator(
 
 Amount = Callable[[str, Format | None], float]
 """What a layer takes of a resource in a format, None for floating point of 32 bits."""
+Resource = tuple[str, float, Amount]
+"""Its name, the share that the recipe allows of what floating point takes, and what layers take."""
 
 
-def _resources(recipe: Recipe, drafts: dict[str, Draft]) -> list[tuple[float, Amount]]:
-    """The resources that the recipe limits, and its share of what floating point takes."""
+def _resources(recipe: Recipe, drafts: dict[str, Draft]) -> list[Resource]:
+    """The resources that the recipe limits."""
 
     @cache
     def cost(name: str, form: Format) -> LayerCost:
@@ -207,6 +220,7 @@ def _resources(recipe: Recipe, drafts: dict[str, Draft]) -> list[tuple[float, Am
     def seconds(name: str, form: Format | None) -> float:
         return 0.0 if name.startswith("prior.") else stopwatch(drafts[name], form)
 
-    limited = [(recipe.size, size), (recipe.operations, operations), (recipe.latency, seconds)]
+    limited = [("size", recipe.size, size), ("operations", recipe.operations, operations)]
+    limited.append(("latency", recipe.latency, seconds))
     stopwatch = Stopwatch()
-    return [(share, amount) for share, amount in limited if share is not None]
+    return [(what, share, amount) for what, share, amount in limited if share is not None]

@@ -91,7 +91,8 @@ class Recipe:
     Attributes:
         formats: Of weights; several to choose from, if there is an allocation.
         parts: Of the codec.
-        kept: Formats of layers, by patterns of their names; they are left out of the allocation.
+        kept: Formats of layers, by patterns of their names; they are left out of the allocation. Nothing is kept where
+            the patterns fit all of g_a and g_s.
         inputs: Bits of the inputs of g_a and g_s, by patterns of layers' names, the first that fits; others float.
         input_range: Of inputs; errors are weighted by the loss' sensitivity.
         by_channel: Whether each input channel has a range of its own.
