@@ -26,6 +26,7 @@ from bayesq.io import PIPE, atomic_open, read_image, unlimited_open, write_image
 if TYPE_CHECKING:
     from bayesq.tiling import TileCodec
 
+_READ_IN_PLACE = frozenset({"BMP", "PPM", "TIFF"})
 _SAMPLES = {"L": 1, "LA": 2, "RGB": 3, "BGR": 3, "RGBA": 4, "BGRA": 4}
 """Bytes a pixel of the layouts that are read in place, by Pillow's names."""
 _ORIENTATION = 0x0112
@@ -146,6 +147,8 @@ def _stored(file: IO[bytes]) -> StoredPicture | None:
         blocks = [_block(*tile) for tile in image.tile]
         turned = image.format == "TIFF" and image.getexif().get(_ORIENTATION, 1) != 1
     except Exception:  # as io.read_image, which comes next
+        return None
+    if image.format not in _READ_IN_PLACE:
         return None
     width, height = image.size
     whole = sum((right - left) * (bottom - top) for left, top, right, bottom in (it.box for it in blocks if it))

@@ -34,6 +34,9 @@ BY_PILLOW = [
     ("a.tif", "CMYK", {}),
     ("a.bmp", "P", {}),
 ]
+Image.init()
+if "AVIF" in Image.SAVE:  # Pillow's since 11.3
+    BY_PILLOW.append(("a.avif", "RGB", {"xmp": bytes(60000)}))  # longer than its pixels
 
 
 def photo(mode="RGB", size=(150, 110)):
