@@ -29,7 +29,8 @@ SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """What files are taken for pictures where a whole folder is meant."""
-_METADATA = ("icc_profile", "exif", "xmp")
+METADATA = ("icc_profile", "exif", "xmp")
+"""What goes along with a picture's pixels, by Pillow's names."""
 _opening = Lock()
 # Decoded pictures should not be compressed with loss a second time, or as little as the format can.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -97,7 +98,7 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     form = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix, "")
     if form not in Image.SAVE:
         raise ImageError(f"{path}: no picture format is called {suffix!r}")
-    options = _SAVE_OPTIONS.get(form, {}) | {key: image.info[key] for key in _METADATA if image.info.get(key)}
+    options = _SAVE_OPTIONS.get(form, {}) | {key: image.info[key] for key in METADATA if image.info.get(key)}
     if form == "PNG" and "xmp" in options:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", options["xmp"].decode("utf-8", "replace"))
@@ -215,7 +216,7 @@ def like(x: Tensor, image: Image.Image) -> Image.Image:
     if original.mode.endswith("A"):
         picture.putalpha(original.getchannel("A").resize(picture.size, Image.Resampling.BICUBIC))
     foreign = {"icc_profile"} if image.mode in ("CMYK", "LAB") else set()  # a profile of other colours
-    picture.info |= {key: image.info[key] for key in {*_METADATA} - foreign if image.info.get(key)}
+    picture.info |= {key: image.info[key] for key in {*METADATA} - foreign if image.info.get(key)}
     return picture
 
 

@@ -15,10 +15,10 @@ from PIL import Image, ImageFile
 from bayesq import bitstream, files
 from bayesq.decoding import read_info
 from bayesq.errors import ImageError, ModelError
+from bayesq.io import METADATA
 from bayesq.quality import quality_of
 
 FORMAT = "BQ"
-_METADATA = ("icc_profile", "exif", "xmp")
 
 
 class BqImageFile(ImageFile.ImageFile):
@@ -73,7 +73,7 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
 
     options = image.encoderinfo
     picture = image.copy()
-    for key in _METADATA:
+    for key in METADATA:
         value = options.get(key, picture.info.get(key))
         picture.info[key] = value.tobytes() if isinstance(value, Image.Exif) else value
     try:
