@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
@@ -137,14 +138,14 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
         BayesqError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    scratch = target.with_name(f".{target.name}.{token_hex(4)}.tmp")
     try:
         if target.exists() and not target.is_file():
             with target.open("wb") as file:
                 yield file
             return
         try:
-            with scratch.open("w+b") as file:
+            with scratch.open("x+b") as file:
                 yield file
             scratch.replace(target)
         finally:

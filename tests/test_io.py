@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import threading
 import zlib
 
 import numpy as np
@@ -213,6 +214,36 @@ def test_atomic_write_leaves_nothing_on_failure(tmp_path):
     with pytest.raises(BayesqError, match="folder"):
         atomic_write(tmp_path / "folder", b"")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_threads_may_write_to_one_place(tmp_path):
+    path, together = tmp_path / "a.bin", threading.Barrier(2, timeout=60)
+    failed = []
+
+    def write(content: bytes) -> None:
+        try:
+            with atomic_open(path) as file:
+                together.wait()
+                file.write(content)
+        except Exception as error:
+            failed.append(error)
+
+    contents = [bytes([number]) * 99999 for number in range(2)]
+    threads = [threading.Thread(target=write, args=[content]) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and path.read_bytes() in contents and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o026)
+    try:
+        atomic_write(tmp_path / "a.bin", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
 
 
 def test_pillows_limit_does_not_count(tmp_path, monkeypatch):
