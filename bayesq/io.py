@@ -7,6 +7,7 @@ A path of ``"-"`` means standard input or standard output.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,19 @@ def read_image(path: str | Path) -> Image.Image:
         raise ImageError(f"{name}: {error.strerror}") from error
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture file, without its pixels.
+
+    Raises:
+        ImageError: as ``read_image``, but for damage to the pixels.
+    """
+    try:
+        with open(path, "rb") as source, _blaming(str(path)):
+            return _opened(source).size
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from error
+
+
 def unlimited_open(source: IO[bytes]) -> ImageFile.ImageFile:
     """Opens a picture of any size, without its pixels: Pillow's limit does not count. Raises what Pillow raises."""
     with _opening:
@@ -72,17 +86,29 @@ def parse_image(data: bytes, name: str) -> Image.Image:
 
 
 def _loaded(source: BinaryIO, name: str) -> Image.Image:
-    try:
-        image = unlimited_open(source)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
-        if any(_is_deep(str(tile[3])) for tile in image.tile):
-            raise ValueError("has 16 bits a sample, and only 8 are coded; convert it first")
+    with _blaming(name):
+        image = _opened(source)
         image.load()
+        return image
+
+
+def _opened(source: BinaryIO) -> ImageFile.ImageFile:
+    image = unlimited_open(source)
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} × {image.height} pixels exceed the limit of {MAX_PIXELS}")
+    if _is_deep(image, source):
+        raise ValueError("has more than 8 bits a sample, and only 8 are coded; convert it first")
+    return image
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Puts a file's name before whatever goes wrong with reading it."""
+    try:
+        yield
     except Exception as error:  # Pillow's format plugins raise nearly anything on damaged data
         reason = "not a picture that Pillow can open" if isinstance(error, Image.UnidentifiedImageError) else error
         raise ImageError(" ".join(f"{name}: {reason}".split())) from error
-    return image
 
 
 def write_image(image: Image.Image, path: str | Path) -> None:
@@ -164,7 +190,7 @@ def normalized(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: the picture has more than 8 bits a sample, or no pixels.
     """
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if _is_deep_mode(image.mode):
         raise ImageError(f"the picture has more than 8 bits a sample (mode {image.mode}), and only 8 are coded")
     if not image.width or not image.height:
         raise ImageError("the picture has no pixels")
@@ -221,6 +247,34 @@ def like(x: Tensor, image: Image.Image) -> Image.Image:
     return picture
 
 
-def _is_deep(raw_mode: str) -> bool:
-    """Whether Pillow's name of a file's sample layout says 16 bits a sample (``BGR;16`` is 16 bits a pixel)."""
-    return ";16" in raw_mode and not raw_mode.startswith("BGR")
+def _is_deep_mode(mode: str) -> bool:
+    return mode in ("I", "F") or mode.startswith("I;")
+
+
+def _is_deep(image: ImageFile.ImageFile, source: BinaryIO) -> bool:
+    """Whether a file has more than 8 bits a sample, which Pillow does not always tell."""
+    if image.format in ("AVIF", "JPEG2000"):
+        place = source.seek(0, os.SEEK_CUR)
+        source.seek(0)
+        data = source.read()
+        source.seek(place)
+        return _is_deep_avif(data) if image.format == "AVIF" else _is_deep_jpeg2000(data)
+    for codec, _, _, args in image.tile:
+        layout, *rest = args if isinstance(args, tuple) and args else (args,)
+        if ";16" in str(layout) and not str(layout).startswith("BGR"):  # BGR;16 is 16 bits a pixel
+            return True
+        if codec in ("ppm", "ppm_plain") and rest and rest[0] > 255:
+            return True
+    return _is_deep_mode(image.mode)
+
+
+def _is_deep_avif(data: bytes) -> bool:
+    """Whether any picture in a file is coded with 10 or 12 bits, as its configuration box says (AV1-ISOBMFF 2.3)."""
+    return re.search(rb"av1C\x81.[\x40-\x7f\xc0-\xff]", data, re.DOTALL) is not None
+
+
+def _is_deep_jpeg2000(data: bytes) -> bool:
+    """Whether any component has more than 8 bits, as the size marker says (ISO/IEC 15444-1 A.5.1)."""
+    start = data.index(b"\xff\x4f\xff\x51") + 40
+    count = int.from_bytes(data[start : start + 2], "big")
+    return any(depth & 127 > 7 for depth in data[start + 2 : start + 2 + 3 * count : 3])

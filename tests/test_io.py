@@ -3,6 +3,7 @@ import os
 import struct
 import threading
 import zlib
+from base64 import b64decode
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 import bayesq.io
 from bayesq.errors import BayesqError, ImageError
-from bayesq.io import atomic_open, atomic_write, normalized, read_image, to_image, to_tensor, write_image
+from bayesq.io import atomic_open, atomic_write, normalized, read_image, read_size, to_image, to_tensor, write_image
 
 GENERATOR = np.random.default_rng(0)
 MODES = {
@@ -57,6 +58,33 @@ def png_of_16_bit_colours() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
+DEEP = {
+    "png": png_of_16_bit_colours(),
+    "grey.png": saved(Image.new("I;16", (2, 1)), "PNG"),
+    "tif": saved(Image.new("I", (2, 1)), "TIFF"),
+    "float.tif": saved(Image.new("F", (2, 1)), "TIFF"),
+    "ppm": b"P6 2 1 65535\n" + bytes(12),
+    "10.ppm": b"P6 2 1 1023\n" + bytes(12),
+    "text.ppm": b"P3 2 1 1023\n 0 0 0 0 0 1023",
+    "pgm": b"P5 2 1 1023\n" + bytes(4),
+    "grey.jp2": saved(Image.new("I;16", (64, 64)), "JPEG2000"),
+    "jp2": b64decode(
+        "AAAADGpQICANCocKAAAAFGZ0eXBqcDIgAAAAAGpwMiAAAAAtanAyaAAAABZpaGRyAAAAAQAAAAEAAw8HAAAAAAAPY29scgEAAAAAABAAAACZ"
+        "anAyY/9P/1EALwAAAAAAAQAAAAEAAAAAAAAAAAAAAAEAAAABAAAAAAAAAAAAAw8BAQ8BAQ8BAf9SAAwAAAABAQAEBAAB/1wABECA/2QAJQAB"
+        "Q3JlYXRlZCBieSBPcGVuSlBFRyB2ZXJzaW9uIDIuNS40/5AACgAAAAAAIQAB/5PP/DAMCePPwD8wIARDwD8wIAbz/9k="
+    ),
+    "avif": b64decode(
+        "AAAAIGZ0eXBhdmlmAAAAAGF2aWZtaWYxbWlhZk1BMUEAAADrbWV0YQAAAAAAAAAhaGRscgAAAAAAAAAAcGljdAAAAAAAAAAAAAAAAAAAAAAO"
+        "cGl0bQAAAAAAAQAAAB5pbG9jAAAAAEQAAAEAAQAAAAEAAAETAAAAIQAAAChpaW5mAAAAAAABAAAAGmluZmUCAAAAAAEAAGF2MDFDb2xvcgAA"
+        "AABqaXBycAAAAEtpcGNvAAAAFGlzcGUAAAAAAAAAAQAAAAEAAAAQcGl4aQAAAAADCgoKAAAADGF2MUOBIEAAAAAAE2NvbHJuY2x4AAIAAgAA"
+        "gAAAABdpcG1hAAAAAAAAAAEAAQQBAoMEAAAAKW1kYXQSAAoHOAAOcCAgCTIUEAAAAA/6Pg/nOMeo1tfpSoRWa1k="
+    ),
+}
+"""Pictures of more than 8 bits a sample, 10 of them the AVIF, by a name that ends in their suffix."""
+Image.init()
+READABLE = [name for name in DEEP if name != "avif" or "AVIF" in Image.OPEN]  # Pillow's since 11.3
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("size", [(1, 1), (5, 4)])
 def test_modes_become_four(mode, size):
@@ -82,10 +110,35 @@ def test_deep_pictures_are_refused(mode):
         to_tensor(Image.new(mode, (2, 2)))
 
 
-def test_a_file_of_16_bit_colours_is_refused(tmp_path):
-    (tmp_path / "deep.png").write_bytes(png_of_16_bit_colours())
-    with pytest.raises(ImageError, match=r"deep\.png: has 16 bits"):
-        read_image(tmp_path / "deep.png")
+@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("read", [read_image, read_size])
+def test_files_of_deep_pictures_are_refused(tmp_path, name, read):
+    (tmp_path / f"deep.{name}").write_bytes(DEEP[name])
+    with pytest.raises(ImageError, match=rf"deep\.{name}: has more than 8 bits"):
+        read(tmp_path / f"deep.{name}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(
+            saved(noise("RGB", 64, 48), form)
+            for form in ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "WEBP")
+            if form in Image.SAVE
+        ),
+        saved(noise("RGB", 64, 48), "TIFF", compression="jpeg"),
+        saved(noise("L", 64, 48), "JPEG2000"),
+        saved(noise("RGBA", 64, 48), "JPEG2000", no_jp2=True),
+        b"P6 64 48 100\n" + bytes(64 * 48 * 3),
+        b"P1 64 48\n" + b"1 " * 64 * 48,
+        b"BM" + struct.pack("<IHHI", 70 + 6144, 0, 0, 70)
+        + struct.pack("<IiiHHIIiiII4I", 56, 64, 48, 1, 16, 3, 6144, 0, 0, 0, 0, 0xF800, 0x7E0, 0x1F, 0) + bytes(6144),
+    ],
+    ids=lambda data: data[:12].hex(),
+)  # fmt: skip
+def test_others_are_not(tmp_path, data):
+    (tmp_path / "a").write_bytes(data)
+    assert read_size(tmp_path / "a") == read_image(tmp_path / "a").size == (64, 48)
 
 
 def test_a_picture_without_pixels_is_refused():
