@@ -10,9 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+import bayesq.bench.codec
+import bayesq.bench.restore
+import bayesq.bench.speed
 import bayesq.io
+from bayesq import bench
+from bayesq.bench.formats import RIVALS
 from bayesq.errors import BayesqError, ImageError
 from bayesq.io import atomic_open, atomic_write, normalized, read_image, read_size, to_image, to_tensor, write_image
+from bayesq.training.data import Crops, read_rgb
 
 GENERATOR = np.random.default_rng(0)
 MODES = {
@@ -83,6 +89,16 @@ DEEP = {
 """Pictures of more than 8 bits a sample, 10 of them the AVIF, by a name that ends in their suffix."""
 Image.init()
 READABLE = [name for name in DEEP if name != "avif" or "AVIF" in Image.OPEN]  # Pillow's since 11.3
+READERS = {
+    "pixels": read_image,
+    "size": read_size,
+    "training": read_rgb,
+    "crops": lambda path: Crops([path]),
+    "rates": lambda path: bench.codec.measure(RIVALS["jpeg"], [path]),
+    "coverage": lambda path: bench.codec.coverage(None, [path], [50]),
+    "restoration": bench.restore.read,
+    "speed": lambda path: bench.speed.run([], [path]),
+}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -111,7 +127,7 @@ def test_deep_pictures_are_refused(mode):
 
 
 @pytest.mark.parametrize("name", READABLE)
-@pytest.mark.parametrize("read", [read_image, read_size])
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 def test_files_of_deep_pictures_are_refused(tmp_path, name, read):
     (tmp_path / f"deep.{name}").write_bytes(DEEP[name])
     with pytest.raises(ImageError, match=rf"deep\.{name}: has more than 8 bits"):

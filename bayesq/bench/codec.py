@@ -19,7 +19,7 @@ from bayesq.bench import table
 from bayesq.bench.curves import Curve, bd_rate
 from bayesq.bench.formats import Format
 from bayesq.codec import Codec
-from bayesq.io import to_tensor
+from bayesq.io import read_image, to_tensor
 
 KEYS = ["psnr-rgb", "ms-ssim-rgb", "bpp", "encoding_time", "decoding_time"]
 MS_SSIM_SIDE = 161
@@ -45,8 +45,7 @@ def measure(
     bar = tqdm(total=values[..., 0].size, desc=form.name, disable=None if progress else True, leave=False)
     with bar:
         for i, path in enumerate(paths):
-            with Image.open(path) as file:
-                image = file.convert("RGB")
+            image = read_image(path).convert("RGB")
             image.info.clear()
             if i == 0:
                 _once(form, image, qualities[0])
@@ -75,8 +74,7 @@ def coverage(
     for quality in tqdm(qualities, desc="coverage", disable=None if progress else True, leave=False):
         shares, rmse, promised = [], [], []
         for path in paths:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
+            image = read_image(path).convert("RGB")
             data = files.encode(image, codec, quality)
             x, decoded = to_tensor(image), to_tensor(files.decode(data, codec))
             deviation = files.deviation(data, codec, samples, generator).expand_as(x)

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 
 import torch
 from deepinv.physics import Denoising, LinearPhysics, PoissonNoise
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from bayesq.bench.rivals import TASKS, Problem, Rival, tune
 from bayesq.choice import choose
 from bayesq.codec import Codec
 from bayesq.inference import DAPS, VBLE, MAPz
-from bayesq.io import to_tensor
+from bayesq.io import read_image, to_tensor
 from bayesq.likelihoods import SIGMA_FLOOR
 from bayesq.operators import Size, degrade, initial_image
 from bayesq.resources import data_dir
@@ -191,8 +190,7 @@ class Scores:
 
 def read(path: Path, crop: int | None = None) -> Tensor:
     """A picture ``(1, 3, H, W)``, its middle at most ``crop`` pixels a side."""
-    with Image.open(path) as file:
-        x = to_tensor(file.convert("RGB"))
+    x = to_tensor(read_image(path))
     height, width = (min(side, crop or side) for side in x.shape[-2:])
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]

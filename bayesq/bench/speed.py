@@ -18,7 +18,7 @@ from PIL import Image
 from bayesq.bench import table
 from bayesq.bench.formats import Bayesq, Format, Pillow
 from bayesq.coder import Decoder, Encoder, Tables
-from bayesq.io import to_image, to_tensor
+from bayesq.io import read_image, to_image, to_tensor
 from bayesq.networks.integer import exact_arithmetic
 from bayesq.prior import drive, read, write
 from bayesq.quality import level_of
@@ -233,8 +233,7 @@ def stages(codec: Codec, x: Tensor, level: int, clock: Clock = perf_counter) -> 
 
 
 def _rgb(path: Path) -> Image.Image:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    image = read_image(path).convert("RGB")
     image.info.clear()
     return image
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from bayesq.errors import TrainingError
-from bayesq.io import SUFFIXES
+from bayesq.io import SUFFIXES, read_image, read_size
 
 CACHE_PIXELS = 2**30
 
@@ -33,9 +32,8 @@ def find_pictures(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_rgb(path: Path) -> Tensor:
-    """A picture as uint8 ``(3, H, W)``."""
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """A picture as uint8 ``(3, H, W)``. Raises ImageError as ``bayesq.io.read_image``."""
+    return torch.from_numpy(np.array(read_image(path).convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def detail(crop: Tensor) -> float:
@@ -61,11 +59,7 @@ class Crops:
         self.paths, self.rich = list(paths), rich
         self._cache: dict[int, Tensor] = {}
         self._cached_pixels = 0
-        sizes = []
-        for path in self.paths:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        self._sizes = torch.tensor(sizes)
+        self._sizes = torch.tensor([read_size(path) for path in self.paths])
 
     def _picture(self, number: int) -> Tensor:
         if number in self._cache:
