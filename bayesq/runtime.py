@@ -17,7 +17,8 @@ import logging
 import os
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -202,22 +203,46 @@ def _fastest(codec: Codec) -> str:
         return "torch"
     file = cache_folder() / "runtimes.json"
     key = " ".join([codec.model_id.hex(), *_machine(), *names])
-    try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if known[key] in names:
-            return known[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
+    with _alone(file.with_suffix(".lock")):
+        choices = _kept(file)
+        if choices.get(key) not in names:
+            choices[key] = _timed(codec, names)
+            try:
+                atomic_write(file, json.dumps(choices, indent=1).encode())
+            except BayesqError as error:
+                log.info("the choice is not kept: %s", error)
+        return choices[key]
+
+
+def _timed(codec: Codec, names: list[str]) -> str:
     log.info("timing %s, once for this machine", ", ".join(names))
     seconds = {name: time_of(RUNTIMES[name](codec), codec) for name in names}
     log.info("seconds: %s", ", ".join(f"{name} {time:.3f}" for name, time in seconds.items()))
-    best = min(seconds, key=lambda name: seconds[name] * (ADVANTAGE if name == "torch" else 1))
+    return min(seconds, key=lambda name: seconds[name] * (ADVANTAGE if name == "torch" else 1))
+
+
+def _kept(file: Path) -> dict[str, str]:
+    """The choices of all models so far."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, json.dumps(known | {key: best}, indent=1).encode())
-    except (OSError, BayesqError) as error:
-        log.info("the choice is not kept: %s", error)
-    return best
+        choices = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return choices if isinstance(choices, dict) else {}
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Keeps others of this machine from timing at once, as far as files can be locked: they would slow each other."""
+    with ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("wb"))
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (OSError, ImportError) as error:
+            log.info("no lock: %s", error)
+        yield
 
 
 def _machine() -> list[str]:

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
@@ -114,6 +116,27 @@ def test_the_fastest_is_chosen_once(codec, cache, monkeypatch):
         seconds["bfloat16"] = 0.5
         assert runtime.choose(codec).name == "bfloat16"
     assert len(timed) == 10
+
+
+def test_each_model_is_timed_once_by_whoever_comes_first(codec, tiny_codec, cache, tmp_path, monkeypatch):
+    """A, B, A, and many at once, as the processes of a folder do."""
+    other = tiny_codec.exported()
+    other.prior.laws.indexes[0].bias += 1
+    other.save(tmp_path / "other.safetensors")
+    codecs = [codec, Codec.load(tmp_path / "other.safetensors")]
+    monkeypatch.setenv("BAYESQ_RUNTIME", "auto")
+    monkeypatch.setattr(runtime, "candidates", lambda: ["torch", "bfloat16"])
+    timed = []
+
+    def time_of(candidate, codec):
+        timed.append((codec.model_id, candidate.name))
+        time.sleep(0.02)
+        return 1.0
+
+    monkeypatch.setattr(runtime, "time_of", time_of)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(runtime.choose, codecs * 4))
+    assert sorted(timed) == sorted((codec.model_id, name) for codec in codecs for name in ("torch", "bfloat16"))
 
 
 def test_nothing_is_timed_without_a_choice(codec, cache, monkeypatch):
