@@ -64,7 +64,7 @@ def read(data: bytes) -> JPEGFile:
         raise ImageError("not a JPEG file")
     try:
         return _Reader(data).picture()
-    except (IndexError, KeyError, struct.error, ValueError) as error:
+    except (IndexError, KeyError, OverflowError, struct.error, ValueError) as error:
         raise ImageError(f"the JPEG file is damaged ({error})") from error
 
 

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,6 +97,26 @@ def test_damaged_files_are_errors_or_pictures(picture, data):
         assert len(jpegfile.read(bytes(file)).planes) in (1, 3)
     except ImageError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_bursts_of_damage_are_errors_or_pictures(picture, progressive):
+    generator = np.random.default_rng(0)
+    good = coded(picture.crop((0, 0, 64, 64)), quality=98, progressive=progressive)
+    for _ in range(150):
+        place, length = generator.integers(2, len(good) - 8), generator.integers(1, 9)
+        try:
+            jpegfile.read(good[:place] + generator.bytes(length) + good[place + length :])
+        except ImageError as error:
+            assert "\n" not in str(error)
+
+
+def test_coefficients_beyond_16_bits_are_damage(picture):
+    file = bytearray(coded(picture))
+    table = file.index(b"\xff\xc4") + 5
+    file[table + 16 : table + 16 + sum(file[table : table + 16])] = [15] * sum(file[table : table + 16])
+    with pytest.raises(ImageError, match="damaged"):
+        jpegfile.read(bytes(file))
 
 
 @pytest.mark.parametrize(
