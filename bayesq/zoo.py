@@ -1,15 +1,17 @@
 """The trained models at hand: those that ship with bayesq, listed in ``models/manifest.json``, and one's own.
 
 One's own are the weights files that the environment variable ``BAYESQ_MODELS`` lists, separated as in ``PATH``. They
-are called after their folders, and files that were written with them are read like any other.
+are called after their folders, or by their paths where a name is taken, and files that were written with them are read
+like any other. One that is missing is warned of in the log.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -27,6 +29,7 @@ KINDS = "denoiser", "cap", "flow"
 """Of models that are no codecs; their weights files are of format ``bayesq-KIND-N``."""
 HEAD_MAX = 2**24
 _loading = Lock()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,25 @@ class Entry:
 
 
 def manifest() -> list[Entry]:
-    """The models at hand, in the manifest's order, then those of ``BAYESQ_MODELS``. Needs no torch.
+    """The models at hand, in the manifest's order, then those of ``BAYESQ_MODELS``; no two of one name. Needs no torch.
 
     Raises:
-        ModelError: the manifest is damaged, or a weights file of ``BAYESQ_MODELS`` is missing.
+        ModelError: the manifest is damaged.
     """
     path = models_dir() / "manifest.json"
     try:
-        shipped = [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        entries = [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: not a readable list of models ({error})") from error
-    return shipped + [_own(Path(file)) for file in os.environ.get("BAYESQ_MODELS", "").split(os.pathsep) if file]
+    for file in filter(None, os.environ.get("BAYESQ_MODELS", "").split(os.pathsep)):
+        try:
+            own = _own(Path(file))
+        except ModelError as error:
+            _warn(f"BAYESQ_MODELS: {error}")
+            continue
+        taken = any(entry.name == own.name for entry in entries)
+        entries.append(replace(own, name=own.file) if taken else own)
+    return entries
 
 
 def find(model_id: bytes) -> str:
@@ -208,6 +219,12 @@ def _head(path: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
     return dict(head)
+
+
+@lru_cache(maxsize=64)
+def _warn(message: str) -> None:
+    """Warns of the same only once."""
+    log.warning(message)
 
 
 @lru_cache(maxsize=64)

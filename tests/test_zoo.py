@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
+from PIL import Image
 
 from bayesq import files, zoo
 from bayesq.calibration import finest_detail, of_model
@@ -166,10 +168,32 @@ def test_own_models_are_found_by_name_and_id(shelf, small_codec_path, monkeypatc
     assert zoo.shared(name) is zoo.shared(name)
 
 
-def test_a_missing_own_model_is_named(shelf, monkeypatch):
-    monkeypatch.setenv("BAYESQ_MODELS", "elsewhere.safetensors")
-    with pytest.raises(ModelError, match=r"elsewhere\.safetensors: no such weights file"):
-        zoo.manifest()
+def test_own_models_of_one_folder_name_are_told_apart(shelf, tiny_codec, tmp_path, monkeypatch):
+    """And one that is called like a shipped model."""
+    paths, codec = [tmp_path / place / "weights.safetensors" for place in ("a/run", "b/run", "c/toy")], tiny_codec
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        codec.save(path)
+        codec = codec.exported()
+        codec.prior.laws.indexes[0].bias += 1
+    monkeypatch.setenv("BAYESQ_MODELS", os.pathsep.join(map(str, paths)))
+    names = [entry.name for entry in zoo.manifest()]
+    assert names == ["toy", "run", *map(str, paths[1:])]
+    image = Image.new("RGB", (16, 16), "red")
+    for path, name in zip(paths, names[1:], strict=True):
+        assert zoo.find(zoo.load(str(path)).model_id) == name
+        assert zoo.load(name).model_id == zoo.load(str(path)).model_id
+        assert files.decode(files.encode(image, zoo.load(str(path)), 50)).size == image.size
+
+
+def test_a_missing_own_model_hinders_no_other(shelf, small_codec_path, monkeypatch, caplog):
+    missing = shelf.parent / "stale.safetensors"
+    monkeypatch.setenv("BAYESQ_MODELS", os.pathsep.join([str(missing), small_codec_path]))
+    for _ in range(2):
+        assert [entry.file for entry in zoo.manifest()] == ["toy/weights.safetensors", small_codec_path]
+    assert caplog.messages == [f"BAYESQ_MODELS: {missing}: no such weights file"]
+    with pytest.raises(ModelError, match=r"stale\.safetensors: no such weights file"):
+        zoo.load(str(missing))
 
 
 def test_shared_models_follow_their_file(tiny_codec, tmp_path):
