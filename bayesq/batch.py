@@ -119,7 +119,7 @@ def plan(job: Job, source: str | Path, target: str | Path) -> list[Pair]:
     """The files below ``source`` that a job takes, sorted, and where below ``target`` their results belong.
 
     Hidden files and folders are left out. ``a.png`` and ``a.jpg`` beside one another keep their suffixes: they become
-    ``a.png.bq`` and ``a.jpg.bq``.
+    ``a.png.bq`` and ``a.jpg.bq``, and so does an ``a.png.png`` beside them.
 
     Raises:
         BayesqError: ``source`` is no folder, or there are none.
@@ -132,12 +132,10 @@ def plan(job: Job, source: str | Path, target: str | Path) -> list[Pair]:
         found += [path.relative_to(top) for path in paths if path.suffix.lower() in job.sources]
     if not found:
         raise BayesqError(f"{source}: no files here that end in {', '.join(sorted(job.sources))}")
-    results = Counter(path.with_suffix(job.suffix) for path in found)
-    alone = {path: results[path.with_suffix(job.suffix)] == 1 for path in found}
-    return [
-        (top / path, out / (path.with_suffix(job.suffix) if alone[path] else Path(f"{path}{job.suffix}")))
-        for path in sorted(found)
-    ]
+    results = {path: path.with_suffix(job.suffix) for path in sorted(found)}
+    while clashes := {result for result, count in Counter(results.values()).items() if count > 1}:
+        results |= {path: Path(f"{path}{job.suffix}") for path, result in results.items() if result in clashes}
+    return [(top / path, out / result) for path, result in results.items()]
 
 
 def do(job: Job, source: Path, target: Path) -> Outcome:

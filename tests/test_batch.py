@@ -65,6 +65,15 @@ def test_files_of_one_name_keep_their_suffixes(encode, album):
     assert targets == {"a.png.bq", "a.tiff.bq", "b.bq", "deep/a.bq", "deep/er/c.bq"}
 
 
+@pytest.mark.parametrize("names", [["a.png", "a.jpg", "a.png.png"], ["a.png", "a.jpg", "a.png.png", "a.png.png.png"]])
+def test_no_two_files_have_one_target(names, encode, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    pairs = plan(encode, tmp_path, tmp_path)
+    assert sorted(source.name for source, _ in pairs) == sorted(names)
+    assert sorted(target.name for _, target in pairs) == sorted(f"{name}.bq" for name in names)
+
+
 def test_what_is_done_is_left_alone(encode, album, tmp_path):
     first = encode_all(encode, album, tmp_path)
     before = [o.target.stat().st_mtime_ns for o in first]
