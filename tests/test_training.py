@@ -25,7 +25,7 @@ from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.networks.transforms import Lapping
 from bayesq.training.data import Crops, find_pictures
 from bayesq.training.denoising import DenoisingLoss
-from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, train
+from bayesq.training.loop import CHECKPOINT, LOG, WEIGHTS, Settings, _Trainer, train
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 from bayesq.training.overlaying import OverlayLoss
 from bayesq.training.start import basis_norms, best_lapping, initialise, inverse_lapping, principal_blocks
@@ -350,3 +350,15 @@ def test_what_works_on_coarser_maps_learns_more_slowly():
     assert set(places.values()) == {8, 16, 32}
     for name, size in places.items():
         assert share(model, f"{name}.weight") == pytest.approx(COARSER_RATE ** {32: 0, 16: 1, 8: 2}[size])
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**24 - 1, -1, -(2**23)])
+def test_each_seed_has_its_streams(seed):
+    trainer = _Trainer(SUBJECTS["codec"], None, Settings(seed=seed), rank=3)
+    assert trainer._generator().initial_seed() == ((seed << 40) + 3) % 2**64
+
+
+@pytest.mark.parametrize("seed", [2**24, -(2**23) - 1])
+def test_seeds_that_streams_have_no_room_for_are_refused(seed):
+    with pytest.raises(TrainingError, match=f"less than {2**24}, not {seed}"):
+        Settings(seed=seed)

@@ -48,9 +48,12 @@ class Settings:
         decay: Share of the run, at its end, over which the rate falls to 1/50 along a cosine.
         clip: Largest gradient norm.
         ema: Decay of the averaged weights, which are those that are validated and released.
-        seed: Of initialisation, crops, qualities and noise.
+        seed: Of initialisation, crops, qualities and noise; less than 2²⁴, and not below −2²³.
         every: Steps between validations and checkpoints.
         start: Crops whose statistics the networks start from.
+
+    Raises:
+        TrainingError: the seed is out of range.
     """
 
     steps: int = 20_000
@@ -64,6 +67,10 @@ class Settings:
     seed: int = 0
     every: int = 250
     start: int = 3072
+
+    def __post_init__(self) -> None:
+        if not -(1 << 23) <= self.seed < 1 << 24:  # what _Trainer._generator has room for
+            raise TrainingError(f"a seed is at least {-(1 << 23)} and less than {1 << 24}, not {self.seed}")
 
     def learning_rate(self, step: int) -> float:
         """Warm-up, plateau, cosine decay."""
