@@ -234,6 +234,8 @@ def is_grey(image: Image.Image) -> bool:
 def like(x: Tensor, image: Image.Image) -> Image.Image:
     """A picture in the manner of another: grey where that is, with its metadata, and its alpha resized to fit.
 
+    Its colour profile is left out where the one has colours and the other none.
+
     Args:
         x: (1, 3, H, W), or (1, 1, H, W) for a grey picture, in [0, 1].
         image: the picture of which x is another version.
@@ -242,8 +244,9 @@ def like(x: Tensor, image: Image.Image) -> Image.Image:
     picture = to_image(x.mean(1, keepdim=True) if original.mode.startswith("L") else x)
     if original.mode.endswith("A"):
         picture.putalpha(original.getchannel("A").resize(picture.size, Image.Resampling.BICUBIC))
-    foreign = {"icc_profile"} if image.mode in ("CMYK", "LAB") else set()  # a profile of other colours
-    picture.info |= {key: image.info[key] for key in {*METADATA} - foreign if image.info.get(key)}
+    other_colours = image.mode in ("CMYK", "LAB") or picture.mode.startswith("L") != original.mode.startswith("L")
+    kept = set(METADATA) - ({"icc_profile"} if other_colours else set())
+    picture.info |= {key: image.info[key] for key in kept if image.info.get(key)}
     return picture
 
 

@@ -17,7 +17,17 @@ import bayesq.io
 from bayesq import bench
 from bayesq.bench.formats import RIVALS
 from bayesq.errors import BayesqError, ImageError
-from bayesq.io import atomic_open, atomic_write, normalized, read_image, read_size, to_image, to_tensor, write_image
+from bayesq.io import (
+    atomic_open,
+    atomic_write,
+    like,
+    normalized,
+    read_image,
+    read_size,
+    to_image,
+    to_tensor,
+    write_image,
+)
 from bayesq.training.data import Crops, read_rgb
 
 GENERATOR = np.random.default_rng(0)
@@ -340,3 +350,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 def test_normal_pictures_are_not_copied(mode):
     image = Image.new(mode, (2, 2))
     assert normalized(image) is image
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_profile_goes_with_colours_like_its_own(mode, channels):
+    image = noise(mode)
+    image.info |= METADATA
+    picture = like(torch.zeros(1, channels, 8, 10), image)
+    assert picture.mode == ("L" if channels == 1 or mode[0] == "L" else "RGB") + ("A" if mode[-1] == "A" else "")
+    alike = picture.mode == MODES[mode]
+    assert picture.info == {key: value for key, value in METADATA.items() if alike or key != "icc_profile"}
