@@ -27,6 +27,10 @@ class ImageError(BayesqError):
     """A picture cannot be read, or has a size or mode that the operation does not accept."""
 
 
+class OutputError(ImageError):
+    """A file cannot be written, or its format cannot hold the picture; the message names it."""
+
+
 class OperatorError(BayesqError):
     """A degradation (kernel, mask, scale, noise level) is malformed or does not fit the picture."""
 

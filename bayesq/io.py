@@ -21,7 +21,7 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from bayesq.bitstream import MAX_PIXELS
-from bayesq.errors import BayesqError, ImageError
+from bayesq.errors import ImageError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,14 +117,14 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     The file appears at once and whole, or not at all.
 
     Raises:
-        ImageError: the extension is unknown, or its format cannot hold this kind of picture.
-        BayesqError: the file cannot be written.
+        OutputError: the extension is unknown, its format cannot hold this kind of picture, or the file cannot be
+            written.
     """
     suffix = ".png" if str(path) == PIPE else Path(path).suffix.lower()
     Image.preinit()  # the common formats; the others take longer to import than a small picture to write
     form = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix, "")
     if form not in Image.SAVE:
-        raise ImageError(f"{path}: no picture format is called {suffix!r}")
+        raise OutputError(f"{path}: no picture format is called {suffix!r}")
     options = _SAVE_OPTIONS.get(form, {}) | {key: image.info[key] for key in METADATA if image.info.get(key)}
     if form == "PNG" and "xmp" in options:
         options["pnginfo"] = PngInfo()
@@ -141,14 +141,14 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     except BrokenPipeError:
         raise
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise OutputError(f"{path}: {error}") from error
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
     """Writes a whole file as ``atomic_open`` does.
 
     Raises:
-        BayesqError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     with atomic_open(path) as file:
         file.write(data)
@@ -161,7 +161,7 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     A device or pipe (``/dev/stdout``) is written directly; a symbolic link stays one.
 
     Raises:
-        BayesqError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     target = Path(os.path.realpath(path))
     scratch = target.with_name(f".{target.name}.{token_hex(4)}.tmp")
@@ -179,7 +179,7 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.strerror is None:  # not the file's fault
             raise
-        raise BayesqError(f"{path}: {error.strerror}") from error
+        raise OutputError(f"{path}: {error.strerror}") from error
 
 
 def normalized(image: Image.Image) -> Image.Image:

@@ -125,8 +125,8 @@ def decode_to(
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
         ForeignModelError: the file needs another model than that given, or than those installed.
-        ImageError: the region is not inside the picture, or the format is unknown or cannot hold the picture.
-        BayesqError: the picture cannot be written.
+        ImageError: the region is not inside the picture.
+        OutputError: the format is unknown or cannot hold the picture, or the file cannot be written.
     """
     decoding = Decoding(data, codec, region, on_damage)
     form = _FORMATS.get("" if str(path) == PIPE else Path(path).suffix.lower())

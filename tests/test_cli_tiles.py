@@ -51,6 +51,15 @@ def test_a_region_outside_is_refused(coded, small_codec_path, capsys):
     assert message == f"bayesq: error: {coded}: no region of 51 × 10 pixels at 100,0 is in a picture of 150 × 100\n"
 
 
+@pytest.mark.parametrize("rest", [["{bad}"], ["{good}", "--std", "{bad}", "--samples", "2"]])
+@pytest.mark.parametrize("name", ["missing/a.png", "a.xyz", "a"])
+def test_trouble_with_an_output_is_not_the_inputs(coded, small_codec_path, tmp_path, capsys, name, rest):
+    bad, good = tmp_path / name, tmp_path / "good.png"
+    options = [text.format(bad=bad, good=good) for text in rest]
+    assert main(["decode", str(coded), *options, "-m", small_codec_path, "--quiet"]) == 1
+    assert capsys.readouterr().err.startswith(f"bayesq: error: {bad}: ")
+
+
 @pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", "1,2,3,4,5", ""])
 def test_malformed_regions_are_wrong_usage(coded, text):
     with pytest.raises(SystemExit) as exit_:

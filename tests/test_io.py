@@ -16,7 +16,7 @@ import bayesq.bench.speed
 import bayesq.io
 from bayesq import bench
 from bayesq.bench.formats import RIVALS
-from bayesq.errors import BayesqError, ImageError
+from bayesq.errors import ImageError, OutputError
 from bayesq.io import (
     atomic_open,
     atomic_write,
@@ -247,12 +247,12 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["picture", "picture.xyz", "picture.pdq"])
 def test_unknown_formats_are_refused(tmp_path, name):
-    with pytest.raises(ImageError, match="format"):
+    with pytest.raises(OutputError, match="format"):
         write_image(noise("RGB"), tmp_path / name)
 
 
 def test_a_format_that_cannot_hold_the_picture_is_refused(tmp_path):
-    with pytest.raises(ImageError, match=r"a\.jpg: .*RGBA"):
+    with pytest.raises(OutputError, match=r"a\.jpg: .*RGBA"):
         write_image(noise("RGBA"), tmp_path / "a.jpg")
     assert os.listdir(tmp_path) == []
 
@@ -287,10 +287,10 @@ def test_atomic_write_leaves_devices_alone():
 
 
 def test_atomic_write_leaves_nothing_on_failure(tmp_path):
-    with pytest.raises(BayesqError, match="missing"):
+    with pytest.raises(OutputError, match="missing"):
         atomic_write(tmp_path / "missing" / "a.bin", b"")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(BayesqError, match="folder"):
+    with pytest.raises(OutputError, match="folder"):
         atomic_write(tmp_path / "folder", b"")
     assert os.listdir(tmp_path) == ["folder"]
 

@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from bayesq.errors import BayesqError
+from bayesq.errors import BayesqError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,9 +120,11 @@ def beside(source: str, suffix: str) -> str:
 
 @contextmanager
 def about(path: str) -> Iterator[None]:
-    """Puts the file's name before the message of an error raised inside."""
+    """Puts the input's name before the message of an error raised inside, unless that is of an output and names it."""
     try:
         yield
+    except OutputError:
+        raise
     except BayesqError as error:
         name = "standard input" if path == PIPE else path
         raise type(error)(f"{name}: {error}") from error
