@@ -20,6 +20,7 @@ from bayesq.io import to_tensor
 from bayesq.quality import LEVELS, quality_of
 
 if TYPE_CHECKING:
+    from bayesq.files import Picture
     from bayesq.tiling import TileCodec
 
 TOLERANCE = 0.02
@@ -41,7 +42,7 @@ class Target:
 
 
 def encode_to(
-    image: Image.Image,
+    image: Picture,
     codec: TileCodec,
     *,
     bpp: float | None = None,
@@ -65,11 +66,11 @@ def encode_to(
         ModelError: no file is within 2 % of it.
         ImageError: as in ``bayesq.encode``.
     """
-    pixels = image.width * image.height
+    width, height = image.size
     targets = [
         Target(value, unit, measure)
         for value, unit, measure in (
-            (bpp, "bpp", lambda data: 8 * len(data) / pixels),
+            (bpp, "bpp", lambda data: 8 * len(data) / (width * height)),
             (psnr, "dB", lambda data: _psnr(image, data, codec)),
             (size, "bytes", len),
         )
@@ -114,7 +115,8 @@ def _nearest(aim: float, value_of: Callable[[int], float]) -> int:
     return min([above, max(above - 1, 0)], key=lambda level: abs(value_of(level) - aim))
 
 
-def _psnr(image: Image.Image, data: bytes, codec: TileCodec) -> float:
+def _psnr(image: Picture, data: bytes, codec: TileCodec) -> float:
     from bayesq.metrics import psnr
 
-    return psnr(to_tensor(files.decode(data, codec)), to_tensor(image)).item()
+    whole = image if isinstance(image, Image.Image) else image.crop((0, 0, *image.size))
+    return psnr(to_tensor(files.decode(data, codec)), to_tensor(whole)).item()

@@ -9,6 +9,7 @@ from bayesq.errors import ModelError
 from bayesq.io import to_tensor
 from bayesq.ratecontrol import encode_to
 from bayesq.resources import data_dir
+from bayesq.streams import StoredPicture, open_image
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,15 @@ def test_whole_files_count_whatever_the_mode(mode, image, codec):
     other = image.convert(mode)
     wanted = len(files.encode(other, codec, 60))
     assert len(encode_to(other, codec, size=wanted)) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["bpp", "psnr", "size"])
+def test_pictures_may_stay_in_their_files(name, image, codec, tmp_path):
+    image.save(tmp_path / "a.bmp")
+    target = {name: measures(files.encode(image, codec, 60), image, codec)[name]}
+    with open_image(tmp_path / "a.bmp") as stored:
+        assert isinstance(stored, StoredPicture)
+        assert encode_to(stored, codec, **target) == encode_to(image, codec, **target)
 
 
 def test_higher_efforts_meet_targets_too(image, codec):

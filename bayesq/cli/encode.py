@@ -54,21 +54,18 @@ def run(args: argparse.Namespace) -> int:
     common.check_outputs(args, output)
 
     from bayesq import files, zoo
-    from bayesq.io import read_image
+    from bayesq.ratecontrol import encode_to
     from bayesq.streams import open_image
 
     options = {"effort": args.effort, "progress": not args.quiet}
-    if targets:
-        from bayesq.ratecontrol import encode_to
-
-        image, codec = read_image(args.input), zoo.load(args.model)
-        with common.about(args.input):
-            data = encode_to(image, codec, **targets, **options)
-    else:
-        with open_image(args.input) as picture:
-            codec = zoo.load(args.model)
+    with open_image(args.input) as picture:
+        codec = zoo.load(args.model)
+        if not targets:
             common.spare_start(codec, picture.size[0] * picture.size[1])
-            with common.about(args.input):
+        with common.about(args.input):
+            if targets:
+                data = encode_to(picture, codec, **targets, **options)
+            else:
                 data = files.encode(picture, codec, args.quality, **options)
     common.write(output, data)
     it = files.describe(data)
