@@ -20,7 +20,7 @@ from bayesq.decoding import EXIF_PREFIX, Damage, Decoding, colours_of
 from bayesq.errors import BitstreamError, ImageError
 from bayesq.io import normalized, to_tensor
 from bayesq.quality import level_of, quality_of
-from bayesq.tiling import TileCodec, surroundings, tile_side
+from bayesq.tiling import Part, TileCodec, surroundings, tile_side
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,7 +162,13 @@ def decode(
 
 
 def deviation(
-    data: bytes | IO[bytes], codec: SamplingCodec, samples: int, generator: Generator, *, region: Box | None = None
+    data: bytes | IO[bytes],
+    codec: SamplingCodec,
+    samples: int,
+    generator: Generator,
+    *,
+    region: Box | None = None,
+    on_damage: Callable[[Damage], None] | None = None,
 ) -> Tensor:
     """What a file leaves open: the standard deviation, pixel by pixel, of pictures drawn from its cells.
 
@@ -175,31 +181,42 @@ def deviation(
         samples: number of draws, at least 2.
         generator: source of the randomness.
         region: as for ``decode``.
+        on_damage: as for ``decode``.
 
     Returns:
-        (1, 1, H, W), the root mean square over the colours, in units of images in [0, 1].
+        (1, 1, H, W), the root mean square over the colours, in units of images in [0, 1]; infinite where tiles are
+        damaged.
 
     Raises:
         BitstreamError: the file is damaged, foreign, or needs a newer bayesq.
         ForeignModelError: the file needs another model.
         ImageError: the region is empty or not inside the picture.
+        ValueError: fewer than 2 draws are asked for.
     """
     import torch
 
     from bayesq.calibration import of_model
 
-    decoding = Decoding(data, codec, region)
+    if samples < 2:
+        raise ValueError(f"a deviation takes at least 2 samples, not {samples}")
+    decoding = Decoding(data, codec, region, on_damage)
     (x, y, _, _), (width, height), level = decoding.box, decoding.size, decoding.header.level
-    result = torch.empty(1, 1, height, width)
+    result = torch.full((1, 1, height, width), torch.inf)
     for part in decoding.parts():
-        z = part.z.repeat(samples, 1, 1, 1)
-        payload, size = decoding.reader.tile(part.tile), decoding.tile_size(part.tile)
-        z[part.own] = codec.sample_latents(payload, *size, level, samples, generator)[part.own_part]
         left, top, right, bottom = part.box
-        spread = decoding.synthesize(part, z).var(0).mean(0).sqrt()
-        result[..., top - y : bottom - y, left - x : right - x] = spread
+        draws = decoding.synthesize(part, _draws(decoding, codec, samples, generator, part))
+        result[..., top - y : bottom - y, left - x : right - x] = draws.var(0).mean(0).sqrt()
     calibration = of_model(codec)
     return result * calibration.file_scale(level) if calibration else result
+
+
+def _draws(decoding: Decoding, codec: SamplingCodec, samples: int, generator: Generator, part: Part) -> Tensor:
+    """Latents (n, M, h, w) of a part, its own tile's drawn from their cells."""
+    z = part.z.repeat(samples, 1, 1, 1)
+    payload, size = decoding.reader.tile(part.tile), decoding.tile_size(part.tile)
+    drawn = codec.sample_latents(payload, *size, decoding.header.level, samples, generator)
+    z[part.own] = drawn[part.own_part]
+    return z
 
 
 def describe(data: bytes | IO[bytes]) -> Description:

@@ -80,6 +80,16 @@ def test_salvage(coded, small_codec_path, tmp_path, capsys):
     assert (picture[:64, 64:128] == 128).all() and picture[:64, :64].std() > 5
 
 
+def test_salvage_of_what_files_leave_open(coded, small_codec_path, tmp_path, capsys):
+    damage(coded, 1)
+    picture, std = tmp_path / "a.png", tmp_path / "std.png"
+    argv = ["decode", str(coded), str(picture), "-m", small_codec_path, "--salvage", "--json", "--quiet"]
+    assert main([*argv, "--std", str(std), "--samples", "3"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["damaged"]) == 1 and 0 < summary["std_white"] < 1
+    assert (pixels(std)[:64, 64:128] == 255).all() and pixels(std)[:64, :64].mean() < 250
+
+
 def test_the_grid_is_described(coded, capsys):
     assert main(["info", str(coded)]) == 0
     assert "  3 x 2 tiles of 64 x 64 pixels\n" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bayesq import bitstream, files
+from bayesq import bitstream, files, tiling
 from bayesq.bitstream import Box, File, Header, Mode
 from bayesq.errors import BayesqError, BitstreamError, ImageError, ModelError
 from bayesq.io import normalized, read_image
@@ -224,6 +224,25 @@ def test_the_deviation_is_that_of_the_cells(mode, averaged):
     assert deviation.shape == (1, 1, 7, 13)
     cell = CODEC.step(0) / 255
     torch.testing.assert_close(deviation, torch.full_like(deviation, cell / (12 * averaged) ** 0.5), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 0])
+def test_a_deviation_takes_two_samples(samples):
+    data = files.encode(noise("L", 4, 4), CODEC, 50)
+    with pytest.raises(ValueError, match=f"at least 2 samples, not {samples}"):
+        files.deviation(data, CODEC, samples, torch.Generator())
+
+
+def test_damage_leaves_all_open(monkeypatch):
+    monkeypatch.setattr(tiling, "TILE", 16)
+    image = Image.new("RGB", (32, 16), (200, 100, 50))
+    data = bytearray(files.encode(image, CODEC, 50))
+    data[-1] ^= 1  # of the last tile
+    lost = []
+    options = {"samples": 3, "generator": torch.Generator().manual_seed(0), "on_damage": lost.append}
+    spread = files.deviation(bytes(data), CODEC, **options)
+    assert spread[..., :16].isfinite().all() and spread[..., 16:].isinf().all()
+    assert {it.part for it in lost} == {"tile 1"}
 
 
 def test_describing_needs_no_torch():

@@ -168,10 +168,11 @@ def write(path: str, data: bytes) -> None:
 
 
 def write_deviation(deviation: "Tensor", path: str) -> float:
-    """Writes a map (1, 1, H, W) of standard deviations as a grey picture. Returns the one that is shown as white."""
+    """Writes a map (1, 1, H, W) of standard deviations as a grey picture. Returns the one that is shown as white, which
+    is the largest that is finite; those that are infinite are white too."""
     from bayesq.io import to_image, write_image
 
-    white = deviation.max().item()
+    white = deviation[deviation.isfinite()].max().item()
     write_image(to_image(deviation / max(white, 1e-12)), path)
     return white
 

@@ -3,9 +3,13 @@
 import argparse
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from bayesq.cli import common, folders
 from bayesq.errors import BayesqError
+
+if TYPE_CHECKING:
+    from torch import Generator
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -25,7 +29,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--region", type=region, metavar="X,Y,W,H", help="only these pixels, of which the file is read no further"
     )
     parser.add_argument(
-        "--salvage", action="store_true", help="decode what is not damaged, tell what is, and paint it grey"
+        "--salvage",
+        action="store_true",
+        help="decode what is not damaged, tell what is, and paint it grey, in STD white",
     )
     parser.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
     parser.add_argument(
@@ -63,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
         header, size = reader.head.header, reader.length()
         codec = zoo.load(args.model or zoo.find(header.model_id))
         common.spare_start(codec, header.width * header.height)
-        on_damage = damaged.append if args.salvage else None
-        (width, height), mode = decode_to(output, data, codec, region=args.region, on_damage=on_damage)
+        options = {"region": args.region, "on_damage": damaged.append if args.salvage else None}
+        (width, height), mode = decode_to(output, data, codec, **options)
         summary = {"input": args.input, "output": output, "width": width, "height": height, "mode": mode}
         summary |= {"bytes": size, "bits_per_pixel": 8 * size / (header.width * header.height)}
         summary |= {"damaged": [str(it) for it in damaged]} if args.salvage else {}
@@ -72,16 +78,20 @@ def run(args: argparse.Namespace) -> int:
             print(f"bayesq: lost: {it}", file=sys.stderr)
         common.say(args, f"Decoded {width} x {height}, {mode}.")
         if args.std:
-            import torch
-
-            generator = torch.Generator().manual_seed(args.seed)
-            deviation = files.deviation(data, codec, args.samples, generator, region=args.region)
+            deviation = files.deviation(data, codec, args.samples, generator(args.seed), **options)
             white = common.write_deviation(deviation, args.std)
             summary |= {"std": args.std, "samples": args.samples, "std_white": white}
             common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
     if args.json:
         common.print_json({**summary, "seconds": time.perf_counter() - start})
     return 0
+
+
+def generator(seed: int) -> "Generator":
+    """A source of randomness, so that each output is of the same draws."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
 
 
 def region(text: str) -> tuple[int, int, int, int]:
