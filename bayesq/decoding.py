@@ -100,16 +100,31 @@ class Decoding:
         Raises:
             BitstreamError: something is damaged and no one told, or nothing can be read.
         """
-        picture = None
+        return self.pictures(lambda part: part.z)[0]
+
+    def pictures(self, latents: Callable[[Part], Tensor]) -> list[Image.Image]:
+        """The region as ``picture`` gives it, of other latents than the file's: n of each part, (n, M, h, w).
+
+        Raises:
+            BitstreamError: as ``picture``.
+        """
+        pictures: list[Image.Image] = []
         for part in self.parts():
-            picture = picture or self._blank(self.size[1])  # not before a payload has proved sound
-            self._paste(part, picture, self.box[1])
-        if picture is None:
+            xs = self.synthesize(part, latents(part)).split(1)
+            pictures = pictures or [self._blank(self.size[1]) for _ in xs]  # not before a payload has proved sound
+            for picture, x in zip(pictures, xs, strict=True):
+                self._paste(x, part, picture, self.box[1])
+        if not pictures:
             raise _nothing()
+        alpha = None
         if ALPHA in self.reader.head.chunks:
-            picture.putalpha(self._salvaged(self._alpha, f"chunk {ALPHA}") or 255)
-        picture.info |= self.info()
-        return picture
+            alpha = self._salvaged(self._alpha, f"chunk {ALPHA}") or 255
+        info = self.info()
+        for picture in pictures:
+            if alpha is not None:
+                picture.putalpha(alpha)
+            picture.info |= info
+        return pictures
 
     def bands(self) -> Iterator[Image.Image]:
         """The colours of the region, its rows of tiles from top to bottom, of which one is held at a time.
@@ -122,7 +137,7 @@ class Decoding:
             yield from self._lost(done, top)
             band = self._blank(bottom - top)
             for part in parts:
-                self._paste(part, band, top)
+                self._paste(self.synthesize(part, part.z), part, band, top)
             yield band
             done = bottom
         if done == self.box[1]:
@@ -150,8 +165,7 @@ class Decoding:
         """The metadata as Pillow's ``info``."""
         return read_info(self.reader, self._on_damage)
 
-    def _paste(self, part: Part, picture: Image.Image, top: int) -> None:
-        x = self.synthesize(part, part.z)
+    def _paste(self, x: Tensor, part: Part, picture: Image.Image, top: int) -> None:
         picture.paste(to_image(x), (part.box[0] - self.box[0], part.box[1] - top))
 
     def _blank(self, height: int) -> Image.Image:

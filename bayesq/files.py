@@ -210,6 +210,34 @@ def deviation(
     return result * calibration.file_scale(level) if calibration else result
 
 
+def sample(
+    data: bytes | IO[bytes],
+    codec: SamplingCodec,
+    samples: int,
+    generator: Generator,
+    *,
+    region: Box | None = None,
+    on_damage: Callable[[Damage], None] | None = None,
+) -> list[Image.Image]:
+    """Pictures that a file could stand for: the draws of which ``deviation`` tells the spread, before calibration.
+
+    Args:
+        data, codec, generator, region, on_damage: as for ``deviation``.
+        samples: number of draws, at least 1.
+
+    Returns:
+        Each as from ``decode``.
+
+    Raises:
+        BitstreamError, ForeignModelError, ImageError: as ``deviation``.
+        ValueError: no draws are asked for.
+    """
+    if samples < 1:
+        raise ValueError(f"draw at least 1 sample, not {samples}")
+    decoding = Decoding(data, codec, region, on_damage)
+    return decoding.pictures(partial(_draws, decoding, codec, samples, generator))
+
+
 def _draws(decoding: Decoding, codec: SamplingCodec, samples: int, generator: Generator, part: Part) -> Tensor:
     """Latents (n, M, h, w) of a part, its own tile's drawn from their cells."""
     z = part.z.repeat(samples, 1, 1, 1)

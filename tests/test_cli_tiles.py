@@ -82,12 +82,23 @@ def test_salvage(coded, small_codec_path, tmp_path, capsys):
 
 def test_salvage_of_what_files_leave_open(coded, small_codec_path, tmp_path, capsys):
     damage(coded, 1)
-    picture, std = tmp_path / "a.png", tmp_path / "std.png"
+    picture, std, folder = tmp_path / "a.png", tmp_path / "std.png", tmp_path / "draws"
     argv = ["decode", str(coded), str(picture), "-m", small_codec_path, "--salvage", "--json", "--quiet"]
-    assert main([*argv, "--std", str(std), "--samples", "3"]) == 0
+    assert main([*argv, "--std", str(std), "--save-samples", str(folder), "--samples", "3"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert len(summary["damaged"]) == 1 and 0 < summary["std_white"] < 1
     assert (pixels(std)[:64, 64:128] == 255).all() and pixels(std)[:64, :64].mean() < 250
+    assert sorted(path.name for path in folder.iterdir()) == [f"sample-0{number}.png" for number in (1, 2, 3)]
+    draws = np.stack([pixels(path) for path in sorted(folder.iterdir())])
+    assert (draws[:, :64, 64:128] == 128).all() and draws[:, :64, :64].std(0).mean() > 0.5
+    assert np.abs(draws.mean(0) - pixels(picture)).mean() < 6
+
+
+def test_draws_go_to_a_folder(coded, small_codec_path, tmp_path, capsys):
+    (tmp_path / "draws").touch()
+    argv = ["decode", str(coded), str(tmp_path / "a.png"), "-m", small_codec_path, "--quiet"]
+    assert main([*argv, "--samples", "2", "--save-samples", str(tmp_path / "draws")]) == 1
+    assert capsys.readouterr().err == f"bayesq: error: {tmp_path / 'draws'}: File exists\n"
 
 
 def test_the_grid_is_described(coded, capsys):

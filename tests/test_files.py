@@ -11,7 +11,7 @@ from PIL import Image
 from bayesq import bitstream, files, tiling
 from bayesq.bitstream import Box, File, Header, Mode
 from bayesq.errors import BayesqError, BitstreamError, ImageError, ModelError
-from bayesq.io import normalized, read_image
+from bayesq.io import normalized, read_image, to_tensor
 
 GENERATOR = np.random.default_rng(0)
 EXIF = Image.Exif()
@@ -233,7 +233,28 @@ def test_a_deviation_takes_two_samples(samples):
         files.deviation(data, CODEC, samples, torch.Generator())
 
 
-def test_damage_leaves_all_open(monkeypatch):
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+@pytest.mark.parametrize("region", [None, (2, 1, 9, 7)])
+def test_samples_spread_as_the_deviation_says(mode, region):
+    image = noise(mode, 13, 7).point(lambda value: 64 + value // 2)  # draws stay inside [0, 1]
+    image.info |= METADATA
+    data = files.encode(image, CODEC, 0)
+    decoded = files.decode(data, CODEC, region=region)
+    drawn, spread = (
+        draw(data, CODEC, 500, torch.Generator().manual_seed(0), region=region)
+        for draw in (files.sample, files.deviation)
+    )
+    for picture in drawn:
+        assert (picture.mode, picture.size, picture.info) == (decoded.mode, decoded.size, METADATA)
+        assert mode[-1] != "A" or picture.getchannel("A").tobytes() == decoded.getchannel("A").tobytes()
+    found = torch.cat([to_tensor(picture)[:, : 1 if mode[0] == "L" else 3] for picture in drawn])
+    found = (found.var(0).mean(0) - 1 / (12 * 255**2)).sqrt()  # without that of rounding
+    torch.testing.assert_close(spread[0, 0], found, rtol=0.05, atol=0)
+    with pytest.raises(ValueError, match="at least 1 sample"):
+        files.sample(data, CODEC, 0, torch.Generator())
+
+
+def test_damage_is_drawn_grey_and_leaves_all_open(monkeypatch):
     monkeypatch.setattr(tiling, "TILE", 16)
     image = Image.new("RGB", (32, 16), (200, 100, 50))
     data = bytearray(files.encode(image, CODEC, 50))
@@ -242,7 +263,12 @@ def test_damage_leaves_all_open(monkeypatch):
     options = {"samples": 3, "generator": torch.Generator().manual_seed(0), "on_damage": lost.append}
     spread = files.deviation(bytes(data), CODEC, **options)
     assert spread[..., :16].isfinite().all() and spread[..., 16:].isinf().all()
+    for picture in files.sample(bytes(data), CODEC, **options):
+        assert picture.crop((16, 0, 32, 16)).getcolors() == [(256, (128, 128, 128))]
+        assert picture.crop((0, 0, 16, 16)).getpixel((8, 8)) != (128, 128, 128)
     assert {it.part for it in lost} == {"tile 1"}
+    with pytest.raises(BitstreamError):
+        files.sample(bytes(data), CODEC, 3, torch.Generator())
 
 
 def test_describing_needs_no_torch():

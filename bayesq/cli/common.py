@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from bayesq.errors import BayesqError, OutputError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from bayesq.codec import Codec
@@ -175,6 +176,18 @@ def write_deviation(deviation: "Tensor", path: str) -> float:
     white = deviation[deviation.isfinite()].max().item()
     write_image(to_image(deviation / max(white, 1e-12)), path)
     return white
+
+
+def write_samples(pictures: "Iterable[Image]", folder: str) -> None:
+    """Writes draws as ``sample-01.png`` and so on into a folder, which is made if there is none."""
+    from bayesq.io import write_image
+
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: {error.strerror}") from error
+    for number, picture in enumerate(pictures, 1):
+        write_image(picture, Path(folder, f"sample-{number:02}.png"))
 
 
 def print_json(value: object) -> None:

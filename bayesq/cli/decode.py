@@ -18,7 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="decompress a picture, or a folder of them",
         description="Decompresses a picture, or all .bq files below a folder to PNG files below OUT. With --std it "
         "also draws pictures that the file could stand for, and writes their standard deviation: where, and how much, "
-        "the compression may have changed the picture.",
+        "the compression may have changed the picture; with --save-samples it writes the pictures themselves.",
     )
     parser.add_argument("input", metavar="IN.bq", help="or a folder, or - for standard input")
     parser.add_argument(
@@ -34,8 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="decode what is not damaged, tell what is, and paint it grey, in STD white",
     )
     parser.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
+    parser.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
     parser.add_argument(
-        "--samples", type=common.several, default=16, metavar="N", help="draws for --std (default: %(default)s)"
+        "--samples", type=common.several, default=16, metavar="N", help="number of draws (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
     common.add_runtime_option(parser)
@@ -50,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if folders.is_folder(args):
         from bayesq.batch import Decode
 
-        if args.std or args.region or args.salvage:
-            raise BayesqError("--std, --region and --salvage are for single files")
+        if args.std or args.save_samples or args.region or args.salvage:
+            raise BayesqError("--std, --save-samples, --region and --salvage are for single files")
         return folders.run(args, Decode(args.model))
 
     start = time.perf_counter()
@@ -82,6 +83,10 @@ def run(args: argparse.Namespace) -> int:
             white = common.write_deviation(deviation, args.std)
             summary |= {"std": args.std, "samples": args.samples, "std_white": white}
             common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
+        if args.save_samples:
+            draws = files.sample(data, codec, args.samples, generator(args.seed), **options)
+            common.write_samples(draws, args.save_samples)
+            common.say(args, f"{args.samples} draws in {args.save_samples}.")
     if args.json:
         common.print_json({**summary, "seconds": time.perf_counter() - start})
     return 0

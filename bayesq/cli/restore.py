@@ -2,7 +2,6 @@
 
 import argparse
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bayesq.cli import common, folders, tasks
@@ -287,11 +286,8 @@ def run(args: argparse.Namespace) -> int:
         write_image(like(_realistic(restoration.mean, args.seed), image), args.realistic)
         summary["realistic"] = args.realistic
     if args.save_samples and isinstance(restoration, Restoration):  # large ones keep none, and have said so
-        folder = Path(args.save_samples)
-        folder.mkdir(parents=True, exist_ok=True)
-        for i, draw in enumerate(restoration.samples, 1):
-            write_image(like(draw, image), folder / f"sample-{i:02}.png")
-        common.say(args, f"{args.samples} draws in {folder}.")
+        common.write_samples((like(draw, image) for draw in restoration.samples), args.save_samples)
+        common.say(args, f"{args.samples} draws in {args.save_samples}.")
     if args.json:
         common.print_json(summary)
     return 0
