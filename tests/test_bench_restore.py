@@ -112,9 +112,10 @@ def test_measure_gives_a_score_a_picture(codec, pictures):
     assert [score.uncertainty is None for score in scores] == [True, False, False, True, True, False]
     assert sampled.psnr == pytest.approx(copy.psnr, abs=0.01)
     for found in (daps.uncertainty, vble.uncertainty, sampled.uncertainty):
-        for shares, std, rmse in zip(*vars(found).values(), strict=True):
+        for shares, width, crps, std, rmse in zip(*vars(found).values(), strict=True):
             assert len(shares) == len(LEVELS) and shares == sorted(shares)
-            assert 0.1 < std / rmse < 10
+            assert 0.1 < std / rmse < 10 and 1 < width / std < 4 and 0 < crps < rmse
+    assert restore.report_uncertainty(scores).count("\n") == 4
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -145,18 +145,24 @@ class Uncertainty:
 
     Attributes:
         coverage: Share of the values inside the intervals of each of ``metrics.LEVELS``.
+        width: Mean width of the 90 % interval, image units: the narrower, the sharper.
+        crps: Mean continuous ranked probability score, image units.
         std: Mean posterior standard deviation, to be compared with ``rmse``.
         rmse: Root mean square error of the mean.
     """
 
-    coverage: list[list[float]]
-    std: list[float]
-    rmse: list[float]
+    coverage: list[list[float]] = field(default_factory=list)
+    width: list[float] = field(default_factory=list)
+    crps: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    rmse: list[float] = field(default_factory=list)
 
     def add(self, samples: Tensor, mean: Tensor, truth: Tensor, border: int) -> None:
         """Adds a picture's entries."""
         samples, mean, x = (metrics.crop_border(v, border) for v in (samples, mean, truth))
         self.coverage.append(metrics.coverage(samples, x).tolist())
+        self.width.append(metrics.interval_widths(samples, [0.9]).mean().item())
+        self.crps.append(metrics.crps(samples, x).mean().item())
         self.std.append(samples.std(0).mean().item())
         self.rmse.append((mean - x).square().mean().sqrt().item())
 
@@ -289,7 +295,7 @@ def _score(
     ssim: list[float] = []
     lpips: list[float] = []
     seconds: list[float] = []
-    uncertainty = Uncertainty([], [], [])
+    uncertainty = Uncertainty()
     for x, y, physics in problems:
         start = perf_counter()
         result = run(y, physics)
@@ -338,13 +344,18 @@ def report(task: Task, scores: Sequence[Scores]) -> str:
 
 
 def report_uncertainty(scores: Sequence[Scores]) -> str:
-    """A table of how often the truth was inside, and of the deviation beside the error that it should foretell."""
+    """A table of how often the truth was inside, how sharp and how good the samples are, and what error they foretell.
+
+    Widths, scores, deviations and errors are in image units.
+    """
     rows = []
     for score in scores:
         found = score.uncertainty
         if not found:
             continue
         shares = [f"{100 * fmean(column):.1f} %" for column in zip(*found.coverage, strict=True)]
-        rows.append([score.label, score.method, *shares, f"{fmean(found.std):.4f}", f"{fmean(found.rmse):.4f}"])
-    head = ["truth within the central", "by", *(f"{level:.0%}" for level in metrics.LEVELS), "mean std", "RMSE"]
+        means = [f"{fmean(column):.4f}" for column in (found.width, found.crps, found.std, found.rmse)]
+        rows.append([score.label, score.method, *shares, *means])
+    levels = [f"{level:.0%}" for level in metrics.LEVELS]
+    head = ["truth within the central", "by", *levels, "width of 90%", "CRPS", "mean std", "RMSE"]
     return table(head, rows)
