@@ -22,7 +22,7 @@ from bayesq.quantization.formats.base import (
 )
 from bayesq.quantizers import StraightThrough
 
-ITERATIONS = 30
+ITERATIONS = 100
 
 
 def weighted_means(values: Tensor, importance: Tensor, count: int) -> Tensor:
