@@ -120,9 +120,7 @@ class AdaRound:
         low, high = (torch.minimum(near, far), torch.maximum(near, far))
         bottom, top = grid.value(low), grid.value(high)
         share = ((weight - bottom) / (top - bottom).clamp_min(1e-12)).clamp(0.01, 0.99)
-        logit = torch.logit(
-            share
-        ).requires_grad_()  # a hard sigmoid stretched to [−0.1, 1.1] starts where rounding does
+        logit = torch.logit(share).requires_grad_()  # as if not stretched: further from ½ at the start, it errs less
         x, target = draft.columns(draft.rounded), weight.flatten(1) @ draft.columns(draft.inputs)
         start = float(F.mse_loss(grid.value(near).flatten(1) @ x, target)) + 1e-30
         generator = torch.Generator().manual_seed(0)
