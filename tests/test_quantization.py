@@ -544,6 +544,11 @@ def test_tuning_lowers_the_loss(base, data):
     assert quantize(base, tuned, data).loss_after < quantize(base, recipe, data).loss_after
 
 
+def test_formats_are_compared_beside_the_same_linear_branch():
+    without = [name for name, recipe in RECIPES.items() if recipe.harm is None and recipe.kept != FINE]
+    assert without == ["w8a8-plain"]
+
+
 def test_unknown_recipes_are_named():
     with pytest.raises(ModelError, match="no recipe called 'soup'; there are w8,"):
         recipe_called("soup")
