@@ -33,6 +33,32 @@ def test_wrong_usage_exits_with_2(argv):
     assert exit_.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["encode", "a.png", "-q", "abc"], "-q/--quality: 'abc' is not a number from 0 to 100"),
+        (["encode", "a.png", "-e", "10"], "-e/--effort: '10' is not an integer from 1 to 9"),
+        (["encode", "a.png", "--bpp", "inf"], "--bpp: 'inf' is not a finite number above zero"),
+        (["encode", "a.png", "--size", "1G"], "--size: '1G' is not a number of bytes, as 20000, 20k or 1.5M"),
+        (["encode", "a.png", "--size=-1k"], "--size: '-1k' is not a number of bytes"),
+        (["encode", "a.png", "-j", "0"], "-j/--jobs: '0' is not an integer of at least 1"),
+        (["decode", "a.bq", "--samples", "a"], "--samples: 'a' is not an integer of at least 2"),
+        (["decode", "a.bq", "--region", "1,2,3"], "--region: '1,2,3' is not X,Y,W,H: left, top, width and height"),
+        (["decode", "a.bq", "--seed", "99999999999999999999"], "--seed: '99999999999999999999' is not an integer from"),
+        (["restore", "denoise", "a.png", "b.png", "-q", "best"], "'best' is not a number from 0 to 100"),
+    ],
+)
+def test_wrong_arguments_are_told_the_form(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "value"), [("20000", 20000), ("20k", 20000), ("0.5k", 500), ("1.5M", 1500000)])
+def test_sizes_in_bytes(text, value):
+    assert build_parser(["encode"]).parse_args(["encode", "a.png", "--size", text]).size == value
+
+
 def test_models_as_json(capsys):
     assert main(["models", "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out), list)

@@ -14,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "long, or allocates too much.",
     )
     parser.add_argument("-n", "--count", type=common.positive, default=100_000, help="files (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: %(default)s)")
+    parser.add_argument("--seed", type=common.seed, default=0, help="of the mutations (default: %(default)s)")
     parser.add_argument("-m", "--model", default="base", help="the codec of every fiftieth file (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--keep", metavar="DIR", help="write the files that failed there")

@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="choose the rivals' parameters, knowing the truth, on the first three pictures of this folder "
         "(default: of the measured ones)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=common.seed, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument("-o", "--output", metavar="JSON", help="write every picture's figures")
     common.add_talk_options(parser)
     parser.set_defaults(run=run, keeps_freed=True)

@@ -3,13 +3,14 @@
 import argparse
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from bayesq.errors import BayesqError, OutputError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from bayesq.codec import Codec
 
+T = TypeVar("T")
+N = TypeVar("N", int, float)
 PIPE = "-"
 RUNTIMES = ["auto", "torch", "bfloat16", "openvino"]
 SMALL = 1 << 19
@@ -74,44 +77,36 @@ def start_logging(args: argparse.Namespace) -> None:
     logging.getLogger("bayesq").setLevel(level)
 
 
-def quality(text: str) -> float:
-    """Argument type: a quality, 0 (smallest file) to 100 (best picture)."""
-    value = float(text)
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 100")
-    return value
+def argument(form: str, read: Callable[[str], T]) -> Callable[[str], T]:
+    """An argument type: ``read``, whose ValueError becomes a message that tells the ``form``."""
+
+    def parse(text: str) -> T:
+        try:
+            return read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form}") from None
+
+    return parse
 
 
-def effort(text: str) -> int:
-    """Argument type: an encoding effort, 1 to 9."""
-    value = int(text)
-    if not 1 <= value <= 9:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 9")
-    return value
+def within(kind: Callable[[str], N], low: float, high: float) -> Callable[[str], N]:
+    """Reads a number from ``low`` to ``high``; raises ValueError for any other."""
+
+    def read(text: str) -> N:
+        value = kind(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return read
 
 
-def above_zero(text: str) -> float:
-    """Argument type: a finite number above zero."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
-    return value
-
-
-def positive(text: str) -> int:
-    """Argument type: an integer of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def several(text: str) -> int:
-    """Argument type: an integer of at least 2."""
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 2")
-    return value
+quality = argument("a number from 0 to 100", within(float, 0, 100))
+effort = argument("an integer from 1 to 9", within(int, 1, 9))
+above_zero = argument("a finite number above zero", within(float, math.ulp(0), sys.float_info.max))
+positive = argument("an integer of at least 1", within(int, 1, math.inf))
+several = argument("an integer of at least 2", within(int, 2, math.inf))
+seed = argument("an integer from 0 to 2**63 - 1", within(int, 0, 2**63 - 1))
 
 
 def beside(source: str, suffix: str) -> str:

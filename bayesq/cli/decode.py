@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--samples", type=common.several, default=16, metavar="N", help="number of draws (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
+    parser.add_argument("--seed", type=common.seed, default=0, help="seed of the draws (default: %(default)s)")
     common.add_runtime_option(parser)
     folders.add_options(parser)
     common.add_output_options(parser)
@@ -99,7 +99,10 @@ def generator(seed: int) -> "Generator":
     return torch.Generator().manual_seed(seed)
 
 
-def region(text: str) -> tuple[int, int, int, int]:
-    """Argument type: x, y, width and height, as left, top, right and bottom."""
+def _box(text: str) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom."""
     x, y, width, height = (int(part) for part in text.split(","))
     return x, y, x + width, y + height
+
+
+region = common.argument("X,Y,W,H: left, top, width and height in pixels", _box)

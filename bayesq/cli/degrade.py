@@ -19,7 +19,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         if jpeg:
             task.add_argument("-q", "--quality", type=common.positive, default=20, help="default: %(default)s")
             task.add_argument("--subsampling", choices=["4:4:4", "4:2:2", "4:2:0"], default="4:2:0")
-        task.add_argument("--seed", type=int, default=0, help="of the noise and the mask (default: %(default)s)")
+        task.add_argument(
+            "--seed", type=common.seed, default=0, help="of the noise and the mask (default: %(default)s)"
+        )
         if task.get_default("task") == "inpaint":
             task.add_argument("--save-mask", metavar="FILE", help="where to (default for random:P: OUT.mask.png)")
         common.add_output_options(task)

@@ -1,6 +1,7 @@
 """``bayesq encode``: a picture to a ``.bq`` file."""
 
 import argparse
+import math
 import time
 from dataclasses import asdict
 
@@ -77,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def size(text: str) -> float:
-    """Argument type: bytes, in thousands or millions with the suffix k or M."""
+def _bytes(text: str) -> float:
     factor = {"k": 1e3, "K": 1e3, "M": 1e6}.get(text[-1:], 1)
-    return common.above_zero(text if factor == 1 else text[:-1]) * factor
+    value = factor * float(text if factor == 1 else text[:-1])
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+size = common.argument("a number of bytes, as 20000, 20k or 1.5M", _bytes)

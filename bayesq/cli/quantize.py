@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--data", type=Path, nargs="+", metavar="DIR", help="photographs (default: the sample ones)")
     parser.add_argument("--crops", type=common.several, default=64, metavar="N", help="crops (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of crops (default: %(default)s)")
+    parser.add_argument("--seed", type=common.seed, default=0, help="of the choice of crops (default: %(default)s)")
     common.add_output_options(parser)
     common.add_talk_options(parser)
     parser.set_defaults(run=run)

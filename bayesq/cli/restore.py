@@ -107,7 +107,9 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         help="of the inference; auto: daps if the noise is nearly Gaussian, and no quality and no codec is asked "
         "for; else vble (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the inference and the draws (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=common.seed, default=0, help="of the inference and the draws (default: %(default)s)"
+    )
     parser.add_argument(
         "-m",
         "--model",

@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--weights", type=Path, metavar="FILE", help="start from trained weights, such as the zoo's, instead of nothing"
     )
     origin.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads; 1 beside other work")
+    parser.add_argument("--threads", type=common.positive, metavar="N", help="processor threads; 1 beside other work")
     for name, text in HELP.items():
         parser.add_argument(f"--{name}", type=float if name == "rate" else int, help=text)
     common.add_talk_options(parser)
