@@ -280,6 +280,31 @@ def test_runs_that_cannot_start(whole_run, data, tmp_path):
     assert not new.exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"batch": -1}, "batch must be at least 1, not -1"),
+        ({"crop": 0}, "crop must be at least 1"),
+        ({"every": 0}, "every must be at least 1"),
+        *(({"rate": rate}, "rate must be finite and not negative") for rate in (-1.0, float("nan"), float("inf"))),
+    ],
+)
+def test_settings_that_make_no_sense(setting, message):
+    with pytest.raises(TrainingError, match=message):
+        Settings(**setting)
+
+
+class Late(CodecSubject):
+    def start(self, *_):
+        raise AssertionError("work before the checks")
+
+
+def test_missing_validation_pictures_are_told_before_any_work(data, tmp_path):
+    with pytest.raises(TrainingError, match="no such folder"):
+        train([data], tmp_path, SETTINGS, Late(TINY), tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("height, width", [(32, 32), (48, 96), (16, 64), (400, 640)])
 def test_lapping_is_undone_by_its_inverse_and_keeps_flat_pictures(height, width):
     kernel = 0.1 * torch.randn(8, 8, generator=generator())

@@ -53,7 +53,7 @@ class Settings:
         start: Crops whose statistics the networks start from.
 
     Raises:
-        TrainingError: the seed is out of range.
+        TrainingError: a number makes no sense.
     """
 
     steps: int = 20_000
@@ -69,6 +69,11 @@ class Settings:
     start: int = 3072
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.rate < math.inf:
+            raise TrainingError(f"the learning rate must be finite and not negative, not {self.rate}")
         if not -(1 << 23) <= self.seed < 1 << 24:  # what _Trainer._generator has room for
             raise TrainingError(f"a seed is at least {-(1 << 23)} and less than {1 << 24}, not {self.seed}")
 
@@ -119,6 +124,8 @@ def train(
     if world > 1:
         dist.init_process_group("gloo")
     try:
+        paths = find_pictures([validation]) if validation else []
+        held_out = [read_rgb(path)[None].float() / 255 for path in paths]
         crops = Crops(find_pictures(data), subject.rich)
         trainer = _Trainer(subject, crops, settings, rank)
         checkpoint = out / CHECKPOINT
@@ -128,8 +135,6 @@ def train(
             raise TrainingError(f"{checkpoint} exists: resume it, or choose another folder")
         else:
             trainer.start(weights)
-        paths = find_pictures([validation]) if validation else []
-        held_out = [read_rgb(path)[None].float() / 255 for path in paths]
         _run(trainer, out, held_out, world, quiet or rank > 0)
     finally:
         if world > 1:
