@@ -111,6 +111,25 @@ def _blaming(name: str) -> Iterator[None]:
         raise ImageError(" ".join(f"{name}: {reason}".split())) from error
 
 
+def format_of(path: str | Path) -> str:
+    """Pillow's name of the format in which ``write_image`` writes to a path. Raises OutputError if there is none."""
+    suffix = ".png" if str(path) == PIPE else Path(path).suffix.lower()
+    Image.preinit()  # the common formats; the others take longer to import than a small picture to write
+    form = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix, "")
+    if form not in Image.SAVE:
+        raise OutputError(f"{path}: no picture format is called {suffix!r}")
+    return form
+
+
+def check_format(path: str | Path, mode: str) -> None:
+    """Raises the OutputError with which ``write_image`` would refuse a picture of that mode for its format."""
+    form = format_of(path)
+    try:
+        Image.new(mode, (1, 1)).save(BytesIO(), form)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{path}: {error}") from error
+
+
 def write_image(image: Image.Image, path: str | Path) -> None:
     """Writes a picture with its ICC profile, EXIF and XMP in the format of the path's extension, PNG on a pipe.
 
@@ -120,11 +139,7 @@ def write_image(image: Image.Image, path: str | Path) -> None:
         OutputError: the extension is unknown, its format cannot hold this kind of picture, or the file cannot be
             written.
     """
-    suffix = ".png" if str(path) == PIPE else Path(path).suffix.lower()
-    Image.preinit()  # the common formats; the others take longer to import than a small picture to write
-    form = Image.EXTENSION.get(suffix) or Image.registered_extensions().get(suffix, "")
-    if form not in Image.SAVE:
-        raise OutputError(f"{path}: no picture format is called {suffix!r}")
+    form = format_of(path)
     options = _SAVE_OPTIONS.get(form, {}) | {key: image.info[key] for key in METADATA if image.info.get(key)}
     if form == "PNG" and "xmp" in options:
         options["pnginfo"] = PngInfo()

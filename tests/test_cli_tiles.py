@@ -98,7 +98,7 @@ def test_draws_go_to_a_folder(coded, small_codec_path, tmp_path, capsys):
     (tmp_path / "draws").touch()
     argv = ["decode", str(coded), str(tmp_path / "a.png"), "-m", small_codec_path, "--quiet"]
     assert main([*argv, "--samples", "2", "--save-samples", str(tmp_path / "draws")]) == 1
-    assert capsys.readouterr().err == f"bayesq: error: {tmp_path / 'draws'}: File exists\n"
+    assert capsys.readouterr().err == f"bayesq: error: {tmp_path / 'draws'}: Not a directory\n"
 
 
 def test_the_grid_is_described(coded, capsys):

@@ -23,6 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.keep:
+        common.check_folder(args.keep)
+
     from dataclasses import asdict
     from functools import partial
     from pathlib import Path

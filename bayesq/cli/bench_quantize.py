@@ -34,6 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    common.check_files(args.output, args.plot)
+
     import json
 
     from bayesq import bench, zoo

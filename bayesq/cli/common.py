@@ -1,6 +1,7 @@
 """What the commands share: options, pipes, atomic output, error messages that name their file."""
 
 import argparse
+import errno
 import json
 import logging
 import math
@@ -142,7 +143,7 @@ def opened(path: str) -> Iterator[BinaryIO]:
 
 
 def check_outputs(args: argparse.Namespace, *paths: str) -> None:
-    """Fails, before any work is done, where outputs would mix on standard output or overwrite what they must not."""
+    """Fails, before any work is done, where outputs would mix, overwrite what they must not, or find no place."""
     if (args.json, *(path == PIPE for path in paths)).count(True) > 1:
         raise BayesqError("only one output can go to standard output, and --json is one")
     files = [Path(path).resolve() for path in paths if path != PIPE]
@@ -151,6 +152,34 @@ def check_outputs(args: argparse.Namespace, *paths: str) -> None:
     for path in paths:
         if args.no_overwrite and path != PIPE and Path(path).exists():
             raise BayesqError(f"{path}: exists, and --no-overwrite was given")
+        if Path(path).is_file() and Path(getattr(args, "input", PIPE)).resolve() == Path(path).resolve():
+            raise BayesqError(f"{path}: is the input, and cannot be the output too")
+    check_files(*paths)
+
+
+def check_files(*paths: str | None) -> None:
+    """Fails where a file could not be written, of those that are asked for."""
+    for path in paths:
+        if path is None or path == PIPE:
+            continue
+        if Path(path).is_dir():
+            raise OutputError(f"{path}: {os.strerror(errno.EISDIR)}")
+        if not Path(path).exists():
+            _check_writable(Path(os.path.realpath(path)).parent, path)
+
+
+def check_folder(path: str | Path) -> None:
+    """Fails where there is no such folder, and none could be made, or nothing be written to it."""
+    _check_writable(next(it for it in (Path(path), *Path(path).absolute().parents) if it.exists()), path)
+
+
+def _check_writable(folder: Path, path: str | Path) -> None:
+    """Fails as writing ``path`` into a folder would."""
+    writable = os.access(folder, os.W_OK)
+    faults = {errno.ENOENT: not folder.exists(), errno.ENOTDIR: not folder.is_dir(), errno.EACCES: not writable}
+    for code, found in faults.items():
+        if found:
+            raise OutputError(f"{path}: {os.strerror(code)}")
 
 
 def write(path: str, data: bytes) -> None:

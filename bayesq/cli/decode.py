@@ -62,12 +62,16 @@ def run(args: argparse.Namespace) -> int:
     from bayesq import files, zoo
     from bayesq.bitstream import Reader
     from bayesq.decoding import Damage
+    from bayesq.io import check_format
     from bayesq.streams import decode_to
 
     damaged: list[Damage] = []
     with common.opened(args.input) as data, common.about(args.input):
         reader = Reader(data)
         header, size = reader.head.header, reader.length()
+        check_format(output, files.mode_of(reader.head))
+        if args.std:
+            check_format(args.std, "L")
         codec = zoo.load(args.model or zoo.find(header.model_id))
         common.spare_start(codec, header.width * header.height)
         options = {"region": args.region, "on_damage": damaged.append if args.salvage else None}

@@ -24,6 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    common.check_folder(args.out)
+
     from bayesq import demo, zoo
     from bayesq.bench import table
 

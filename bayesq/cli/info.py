@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.map == common.PIPE:
         raise BayesqError("the map needs a file: the description goes to standard output")
+    common.check_files(args.map)
 
     from bayesq import files, zoo
 

@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from bayesq.resources import data_dir
 
     weights = args.output / "weights.safetensors"
-    common.check_outputs(args, str(weights))
+    common.check_folder(args.output)
+    if args.output.exists():
+        common.check_outputs(args, str(weights))
     recipe = recipe_called(args.recipe)
     export = _exporter(args.export) if args.export else None
     folder = Path(args.model) / "weights.safetensors"

@@ -262,7 +262,6 @@ def quality_or_auto(text: str) -> float | str:
 
 
 def run(args: argparse.Namespace) -> int:
-    common.check_outputs(args, args.output, *filter(None, [args.std, args.realistic]))
     if args.algorithm in ALGORITHMS and not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
         raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
 
@@ -273,10 +272,18 @@ def run(args: argparse.Namespace) -> int:
 
         return folders.run(args, RestoreFiles(args))
 
-    from bayesq.io import like, write_image
+    common.check_outputs(args, args.output, *filter(None, [args.std, args.realistic]))
+    if args.save_samples:
+        common.check_folder(args.save_samples)
+
+    from bayesq.io import check_format, like, normalized, write_image
     from bayesq.restore import Restoration
 
     image, measurement = take(args)
+    mode = normalized(image).mode
+    for path, its in ((args.output, mode), (args.realistic, mode), (args.std, "L")):
+        if path:
+            check_format(path, its)
     restoration, summary = infer_any(args, measurement)
     summary["mode"] = image.mode
     write_image(like(restoration.mean, image), args.output)

@@ -47,6 +47,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    common.check_folder(args.out)
+
     import torch
 
     from bayesq.training.loop import Settings, train
