@@ -1,7 +1,7 @@
 """Many files: every picture below one folder to its place below another, by one process, many, or a Dask cluster.
 
 What is done already is left alone, so that a run that was interrupted goes on where it stopped; outputs appear whole
-or not at all. A file that fails is told of, and the others go on.
+or not at all, and pictures are never replaced. A file that fails is told of, and the others go on.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Decode:
         return True
 
     def write(self, source: Path, target: Path) -> None:
+        keep_picture(target)
         codec = zoo.shared(self.model) if self.model else None
         with open(source, "rb") as file:
             decode_to(target, file, codec)
@@ -112,22 +113,25 @@ class Outcome:
     skipped: bool = False
     """Whether it was there already."""
     error: str | None = None
-    """Why there is none, in one line."""
+    """Why there is none, in one line that does not name the source."""
 
 
 def plan(job: Job, source: str | Path, target: str | Path) -> list[Pair]:
     """The files below ``source`` that a job takes, sorted, and where below ``target`` their results belong.
 
-    Hidden files and folders are left out. ``a.png`` and ``a.jpg`` beside one another keep their suffixes: they become
-    ``a.png.bq`` and ``a.jpg.bq``, and so does an ``a.png.png`` beside them.
+    Hidden files and folders are left out, and so is ``target`` below ``source``. ``a.png`` and ``a.jpg`` beside one
+    another keep their suffixes: they become ``a.png.bq`` and ``a.jpg.bq``, and so does an ``a.png.png`` beside them.
 
     Raises:
-        BayesqError: ``source`` is no folder, or there are none.
+        BayesqError: ``source`` is no folder, or there are none; or it is ``target`` too, and the job would take its
+            own results.
     """
     top, out = Path(source).resolve(), Path(target).resolve()
+    if top == out and job.suffix in job.sources:
+        raise BayesqError(f"{target}: is the input too, and results need a folder of their own")
     found = []
     for folder, folders, names in os.walk(top):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(folder, name) != out]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
         found += [path.relative_to(top) for path in paths if path.suffix.lower() in job.sources]
     if not found:
@@ -136,6 +140,16 @@ def plan(job: Job, source: str | Path, target: str | Path) -> list[Pair]:
     while clashes := {result for result, count in Counter(results.values()).items() if count > 1}:
         results |= {path: Path(f"{path}{job.suffix}") for path, result in results.items() if result in clashes}
     return [(top / path, out / result) for path, result in results.items()]
+
+
+def keep_picture(target: Path) -> None:
+    """Fails where a picture would be replaced: who made it cannot be told.
+
+    Raises:
+        BayesqError: ``target`` exists.
+    """
+    if target.exists():
+        raise BayesqError(f"{target}: exists, and is older than its source; remove it to have it made anew")
 
 
 def do(job: Job, source: Path, target: Path) -> Outcome:
@@ -148,7 +162,7 @@ def do(job: Job, source: Path, target: Path) -> Outcome:
             job.write(source, target)
         return Outcome(source, target, target.stat().st_size, time.perf_counter() - start, skipped)
     except Exception as error:  # one file's trouble, of whatever kind, is not the others'
-        return Outcome(source, target, seconds=time.perf_counter() - start, error=_reason(error))
+        return Outcome(source, target, seconds=time.perf_counter() - start, error=_reason(error, source))
 
 
 def run(job: Job, pairs: Sequence[Pair], workers: int = 1, scheduler: str | None = None) -> Iterator[Outcome]:
@@ -247,6 +261,6 @@ def _is_done(job: Job, source: Path, target: Path) -> bool:
         return False
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, source: Path) -> str:
     text = str(error) if isinstance(error, BayesqError | OSError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return " ".join(text.split()).removeprefix(f"{source}: ")

@@ -181,6 +181,39 @@ def test_a_killed_run_goes_on(album, encode, tmp_path):
     assert all(o.error is None for o in outcomes)
 
 
+@pytest.mark.parametrize("newer", [False, True])
+def test_decoding_leaves_pictures_that_are_there(newer, encode, album):
+    encode_all(encode, album, album)
+    if newer:
+        os.utime(album / "a.png")
+    else:
+        os.utime(album / "a.png", ns=(0, 0))
+    before = {path: path.read_bytes() for path in album.rglob("*.png")}
+    outcomes = {o.target: o for o in run(Decode(encode.model), plan(Decode(), album, album))}
+    assert before.items() <= {path: path.read_bytes() for path in album.rglob("*.png")}.items()
+    of = outcomes[album / "a.png"]
+    assert of.skipped if newer else of.error.startswith(f"{of.target}: exists, and is older than its source")
+    assert (album / "b.png").exists() and outcomes[album / "b.png"].error is None
+
+
+def test_results_are_no_sources(album):
+    class Restored(Deadly):
+        suffix = ".png"
+
+    with pytest.raises(BayesqError, match="is the input too"):
+        plan(Restored(), album, album / "deep" / "..")
+    before = plan(Restored(), album, album / "out")
+    for _, target in before:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(target)
+    assert plan(Restored(), album, album / "out") == before
+
+
+def test_an_output_that_is_no_folder_is_one_error(encode, album, capsys):
+    assert main(["encode", str(album), str(album / "notes.txt"), "-m", encode.model]) == 1
+    assert capsys.readouterr().err == f"bayesq: error: {album / 'notes.txt'}: Not a directory\n"
+
+
 def test_the_command_line_sums_up(encode, album, tmp_path, capsys):
     (album / "b.jpg").write_bytes(b"no picture at all")
     argv = ["encode", str(album), str(tmp_path / "out"), "-m", encode.model, "--json"]
@@ -190,7 +223,8 @@ def test_the_command_line_sums_up(encode, album, tmp_path, capsys):
     assert (summary["files"], summary["skipped"], len(summary["failed"])) == (4, 0, 1)
     assert summary["bytes"] == sum(path.stat().st_size for path in (tmp_path / "out").rglob("*.bq"))
     assert f"bayesq: error: {album / 'b.jpg'}: " in captured.err
-    assert "3 files written, 0 done before, 1 failed" in captured.err
+    assert "3 files written, 0 there already, 1 failed" in captured.err
+    assert captured.err.count(str(album / "b.jpg")) == 1
     (album / "b.jpg").unlink()
     assert main(argv) == 0
     assert json.loads(capsys.readouterr().out)["skipped"] == 3

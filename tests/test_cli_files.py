@@ -115,7 +115,7 @@ def damage(data, how):
 @pytest.mark.parametrize("how", ["empty", "magic", "version", "head cut", "payload cut", "size", "flipped"])
 def test_damaged_files_are_one_line(how, coded, model, capsys):
     coded.write_bytes(damage(coded.read_bytes(), how))
-    assert main(["decode", str(coded), "-m", model]) == 1
+    assert main(["decode", str(coded), f"{coded}.png", "-m", model]) == 1
     message = capsys.readouterr().err
     assert message.startswith(f"bayesq: error: {coded}: ")
     assert message.count("\n") == 1
@@ -123,7 +123,7 @@ def test_damaged_files_are_one_line(how, coded, model, capsys):
 
 
 def test_unknown_model(coded, capsys):
-    assert main(["decode", str(coded)]) == 1
+    assert main(["decode", str(coded), f"{coded}.png"]) == 1
     assert f"bayesq: error: {coded}: no model with id " in capsys.readouterr().err
 
 
@@ -145,6 +145,15 @@ def test_no_overwrite(photo, coded, model, capsys):
     assert main(["encode", str(photo), "-m", model, "--no-overwrite"]) == 1
     assert capsys.readouterr().err == f"bayesq: error: {coded}: exists, and --no-overwrite was given\n"
     assert coded.stat().st_mtime_ns == before
+
+
+def test_decoding_replaces_a_picture_only_if_it_is_named(photo, coded, model, capsys):
+    original = photo.read_bytes()
+    assert main(["decode", str(coded), "-m", model]) == 1
+    assert capsys.readouterr().err == f"bayesq: error: {photo}: exists; name it as OUT to replace it\n"
+    assert photo.read_bytes() == original
+    assert main(["decode", str(coded), str(photo), "-m", model]) == 0
+    assert photo.read_bytes() != original
 
 
 def test_json_and_data_do_not_mix(photo, capsys):

@@ -364,6 +364,8 @@ def test_folders_are_restored_picture_by_picture(photo, tmp_path, capsys):
     assert told["files"] == 3 and [Path(failed["input"]).name for failed in told["failed"]] == ["broken.png"]
     assert psnr(out / "a.png", photo) > psnr(folder / "a.png", photo) + 6
     (folder / "broken.png").unlink()
+    assert main(["restore", "denoise", str(folder), str(folder)]) == 1
+    assert "is the input too" in capsys.readouterr().err
     first = (out / "a.png").read_bytes()
     (out / "a.png").unlink()
     assert main([*argv, "--jobs", "2", "--json"]) == 0

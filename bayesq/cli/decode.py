@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bayesq.cli import common, folders
@@ -16,7 +17,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "decode",
         help="decompress a picture, or a folder of them",
-        description="Decompresses a picture, or all .bq files below a folder to PNG files below OUT. With --std it "
+        description="Decompresses a picture, or all .bq files below a folder to PNG files below OUT. A picture that is "
+        "there already is only replaced if OUT names it. With --std it "
         "also draws pictures that the file could stand for, and writes their standard deviation: where, and how much, "
         "the compression may have changed the picture; with --save-samples it writes the pictures themselves.",
     )
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     output = args.output or common.beside(args.input, ".png")
+    if not args.output and Path(output).exists():
+        raise BayesqError(f"{output}: exists; name it as OUT to replace it")
     common.check_outputs(args, output, *([args.std] if args.std else []))
 
     from bayesq import files, zoo

@@ -1,4 +1,4 @@
-"""What ``encode`` and ``decode`` share where IN is a folder."""
+"""What ``encode``, ``decode`` and ``restore`` share where IN is a folder."""
 
 import argparse
 from pathlib import Path
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace, job: "Job") -> int:
         raise BayesqError(f"{args.input}: a folder, which needs another to write to")
     if args.no_overwrite:
         raise BayesqError("--no-overwrite is for single files; in folders, what is done is left alone")
+    common.check_folder(args.output)
     start = time.perf_counter()
     pairs = batch.plan(job, args.input, args.output)
     outcomes = batch.run(job, pairs, args.jobs, args.scheduler)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace, job: "Job") -> int:
         common.print_json(summary)
     common.say(
         args,
-        f"{len(done) - summary['skipped']} files written, {summary['skipped']} done before, {len(failed)} failed; "
+        f"{len(done) - summary['skipped']} files written, {summary['skipped']} there already, {len(failed)} failed; "
         f"{summary['bytes']:,} bytes in {args.output}.",
     )
     return 1 if failed else 0

@@ -47,7 +47,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "restore",
         help="restore a degraded picture",
-        description="Restores a degraded picture, with its uncertainty, or a folder of them. Grey and alpha are kept.",
+        description="Restores a degraded picture, with its uncertainty, or a folder of them. Grey and alpha are kept. "
+        "Of a folder, all pictures below it are restored to PNG files at the same places below OUT; those that are "
+        "there already are left alone, whatever options they were made with.",
     )
     for task in tasks.add_task_parsers(parser, run, tasks.SUMMARIES):
         add_inference_options(task)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from bayesq.batch import keep_picture
 from bayesq.cli import restore
 from bayesq.io import SUFFIXES, like, write_image
 
@@ -26,6 +27,7 @@ class RestoreFiles:
         return True
 
     def write(self, source: Path, target: Path) -> None:
+        keep_picture(target)
         own = argparse.Namespace(**vars(self.args) | {"input": str(source), "output": str(target), "quiet": True})
         image, measurement = restore.take(own)
         restoration, _ = restore.infer_any(own, measurement)
