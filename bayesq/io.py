@@ -6,11 +6,12 @@ A path of ``"-"`` means standard input or standard output.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
@@ -26,6 +27,7 @@ from bayesq.errors import ImageError, OutputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 PIPE = "-"
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -34,6 +36,8 @@ SUFFIXES = frozenset(
 METADATA = ("icc_profile", "exif", "xmp")
 """What goes along with a picture's pixels, by Pillow's names."""
 _opening = Lock()
+_ASIDES = ("MPO", "PSD")
+"""Formats whose other frames are previews and layers of the first."""
 # Decoded pictures should not be compressed with loss a second time, or as little as the format can.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
@@ -43,7 +47,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Reads a picture, the first frame if there are several, in any format that Pillow reads.
+    """Reads a picture in any format that Pillow reads; the first frame if there are several, with a warning in the log.
 
     Raises:
         ImageError: there is no such file, it is no picture, it is damaged, or has more than 8 bits a sample or more
@@ -80,6 +84,13 @@ def unlimited_open(source: IO[bytes]) -> ImageFile.ImageFile:
             Image.MAX_IMAGE_PIXELS = limit
 
 
+def tell_of_frames(image: Image.Image, name: str) -> None:
+    """Warns where a file holds more pictures than the first, which alone is read."""
+    with suppress(Exception):  # that another frame is damaged does not matter
+        if image.format not in _ASIDES and getattr(image, "is_animated", False):
+            log.warning("%s: only the first of several frames or pages is read", name)
+
+
 def parse_image(data: bytes, name: str) -> Image.Image:
     """Reads a picture as ``read_image`` does, from what a file called ``name`` holds."""
     return _loaded(BytesIO(data), name)
@@ -88,6 +99,7 @@ def parse_image(data: bytes, name: str) -> Image.Image:
 def _loaded(source: BinaryIO, name: str) -> Image.Image:
     with _blaming(name):
         image = _opened(source)
+        tell_of_frames(image, name)
         image.load()
         return image
 

@@ -21,7 +21,7 @@ from PIL import Image
 from bayesq.bitstream import ALPHA, Box
 from bayesq.decoding import EXIF_PREFIX, Damage, Decoding, colours_of
 from bayesq.errors import ImageError
-from bayesq.io import PIPE, atomic_open, read_image, unlimited_open, write_image
+from bayesq.io import PIPE, atomic_open, read_image, tell_of_frames, unlimited_open, write_image
 
 if TYPE_CHECKING:
     from bayesq.tiling import TileCodec
@@ -158,6 +158,7 @@ def _stored(file: IO[bytes]) -> StoredPicture | None:
     length = os.fstat(file.fileno()).st_size
     if len(sound) < len(blocks) or any(_end(it) > length for it in sound):
         return None
+    tell_of_frames(image, file.name)
     return StoredPicture(file, image.mode, image.size, image.info, sound)
 
 

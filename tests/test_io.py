@@ -28,8 +28,10 @@ from bayesq.io import (
     to_tensor,
     write_image,
 )
+from bayesq.streams import open_image
 from bayesq.training.data import Crops, read_rgb
 
+FRAMES = {"gif": {}, "webp": {"lossless": True}, "png": {}, "tif": {}, "tiff": {"compression": "packbits"}}
 GENERATOR = np.random.default_rng(0)
 MODES = {
     "1": "L",
@@ -361,3 +363,34 @@ def test_a_profile_goes_with_colours_like_its_own(mode, channels):
     assert picture.mode == ("L" if channels == 1 or mode[0] == "L" else "RGB") + ("A" if mode[-1] == "A" else "")
     alike = picture.mode == MODES[mode]
     assert picture.info == {key: value for key, value in METADATA.items() if alike or key != "icc_profile"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("read", ["read_image", "open_image"])
+@pytest.mark.parametrize("suffix", FRAMES)
+def test_frames_that_are_not_read_are_told_of(suffix, read, count, tmp_path, caplog):
+    path = tmp_path / f"x.{suffix}"
+    first, *others = (Image.new("RGB", (32, 24), colour) for colour in ("red", "lime", "blue")[:count])
+    first.save(path, save_all=True, append_images=others, **FRAMES[suffix])
+    if read == "read_image":
+        picture = read_image(path)
+        assert picture.convert("RGB").tobytes() == first.tobytes()
+    else:
+        with open_image(path) as picture:
+            assert picture.crop((0, 0, 32, 24)).convert("RGB").tobytes() == first.tobytes()
+    warnings = [record.message for record in caplog.records]
+    assert warnings == [f"{path}: only the first of several frames or pages is read"] * (count > 1)
+
+
+def test_damage_to_frames_that_are_not_read_does_not_matter(tmp_path):
+    frames = [noise("RGB", 32, 24) for _ in range(2)]
+    frames[0].save(tmp_path / "x.gif", save_all=True, append_images=frames[1:])
+    data, refused = (tmp_path / "x.gif").read_bytes(), 0
+    for length in range(20, len(data)):
+        try:
+            Image.open(io.BytesIO(data[:length])).load()
+        except OSError:
+            refused += 1
+        else:
+            bayesq.io.parse_image(data[:length], "x.gif")
+    assert 0 < refused < len(data) - 20

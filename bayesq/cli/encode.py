@@ -14,8 +14,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "encode",
         help="compress a picture, or a folder of them",
         description="Compresses a picture of any format that Pillow reads, of 8 bits a sample: deeper ones are "
-        "refused. Grey and alpha are kept. Of a folder, all pictures below it are compressed to the same places "
-        "below OUT, unless they are there already.",
+        "refused; the first frame or page if there are several. Grey and alpha are kept. Of a folder, all pictures "
+        "below it are compressed to the same places below OUT, unless they are there already.",
     )
     parser.add_argument("input", metavar="IN", help="a picture or a folder, - for standard input")
     parser.add_argument("output", metavar="OUT.bq", nargs="?", help="default: IN with the suffix .bq; - for a pipe")
