@@ -328,3 +328,10 @@ def test_compressive_measurements_are_orthonormal():
     for share in (0.0, 1.1, -1.0):
         with pytest.raises(OperatorError):
             operators.compress(share, (32, 40), 0.1)
+
+
+@pytest.mark.parametrize("shape", [(20, 64), (20, 64, 3), (1, 48, 20)])
+def test_misfits_are_told_in_the_own_shape_of_the_mask(shape):
+    with pytest.raises(OperatorError) as error:
+        operators.parse_mask(np.ones(shape), (48, 64))
+    assert str(error.value) == f"the mask, of shape {shape}, does not fit the picture, of shape (48, 64)"

@@ -70,13 +70,13 @@ def parse_mask(mask: str | Path | ArrayLike | Tensor, size: Size) -> Tensor:
         OperatorError: an unreadable file, another size than the picture's, values that are not finite, or no
             observed pixel.
     """
-    values = _array(mask, "mask")
+    given = values = _array(mask, "mask")
     values = values[0] if values.ndim == 4 and len(values) == 1 else values
     values = values[None] if values.ndim == 2 else values
     if values.ndim == 3 and values.shape[1:] != tuple(size):
         values = np.moveaxis(values, -1, 0)
     if values.ndim != 3 or values.shape[0] not in (1, 3) or values.shape[1:] != tuple(size):
-        raise OperatorError(f"the mask, of shape {values.shape}, does not fit the {by(size)} picture")
+        raise OperatorError(f"the mask, of shape {given.shape}, does not fit the picture, of shape {tuple(size)}")
     if not np.isfinite(values).all() or values.max() <= 0:
         raise OperatorError("the mask must have finite values and at least one observed pixel")
     observed = values > values.max() / 2
