@@ -195,6 +195,8 @@ def _called(name: str) -> Entry:
     for entry in manifest():
         if entry.name == name:
             return entry
+    if Path(name).is_file():
+        raise ModelError(f"{name}: weights files end in .safetensors; {_at_hand()}")
     raise ModelError(f"no model called {name!r}; {_at_hand()}")
 
 

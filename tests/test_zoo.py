@@ -217,3 +217,10 @@ def test_latents_beyond_the_margin_hardly_move_a_pixel(name, level):
     whole, part = codec.synthesis(z, levels), codec.synthesis(z[..., seen, seen], levels)
     inner, outer = slice(reach * unit, (reach + last - first) * unit), slice(first * unit, last * unit)
     assert 255 * (part[..., inner, inner] - whole[..., outer, outer]).abs().max() < 0.25
+
+
+def test_files_of_other_names_are_no_models(tmp_path):
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    for ask in (zoo.load, zoo.sha256, zoo.kind):
+        with pytest.raises(ModelError, match=r"weights\.bin: weights files end in \.safetensors"):
+            ask(str(tmp_path / "weights.bin"))
