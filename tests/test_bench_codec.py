@@ -126,6 +126,7 @@ def test_small_pictures_have_no_ms_ssim(tmp_path):
 def test_pictures(folder, tmp_path):
     assert [path.name for path in bench.pictures(folder)] == ["a.png", "b.png"]
     assert [path.name for path in bench.pictures(folder, 1)] == ["a.png"]
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(ImageError, match="no pictures here"):
         bench.pictures(tmp_path)
 

@@ -175,3 +175,13 @@ def test_unknown_task_is_wrong_usage(tasks, folder):
 def test_empty_folder_is_said_in_a_line(tmp_path, capsys):
     assert main(["bench", "restore", str(tmp_path)]) == 1
     assert "no pictures" in capsys.readouterr().err
+
+
+def test_unknown_methods_are_told_of(folder, small_codec_path, capsys):
+    argv = ["bench", "restore", str(folder), "-m", small_codec_path, "--tasks", "denoise", "--methods", "daps,zzz"]
+    assert main(argv) == 1
+    shown, told = capsys.readouterr()
+    assert told == "bayesq: error: no method's name holds zzz; there are start; DAPS; VBLE; MAP-z\n" and not shown
+    argv[-1] = "tuned,chosen,zzz"
+    assert main([*argv, "--choices"]) == 1
+    assert "holds zzz; there are start" in capsys.readouterr().err

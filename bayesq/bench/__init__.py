@@ -12,7 +12,7 @@ def pictures(folder: str | Path, limit: int | None = None) -> list[Path]:
     Raises:
         ImageError: there is none.
     """
-    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise ImageError(f"{folder}: no pictures here")
     return paths[:limit]

@@ -40,6 +40,8 @@ QUALITIES = 40.0, 60.0, 80.0, 100.0
 """Among which an oracle chooses."""
 POINT = "MAP-z"
 """The method of ours without samples: those of its restorations are points, one for each grid."""
+OURS = "start", "DAPS", "VBLE", POINT
+CHOSEN, TUNED = "VBLE, chosen by held-out values", "VBLE, quality tuned"
 Build = Callable[[Size, float, torch.Generator], LinearPhysics]
 
 
@@ -261,13 +263,12 @@ def measure(
         choice = choose(y, physics, codec=codec)
         return ours(y, physics, VBLE, quality=choice.quality, prior_weight=choice.prior_weight)
 
-    all_ours: dict[str, Method] = {"start": initial_image}
-    all_ours |= {name: partial(ours, algorithm=kind) for name, kind in (("DAPS", DAPS), ("VBLE", VBLE), (POINT, MAPz))}
+    start, *named = OURS
+    all_ours: dict[str, Method] = {start: initial_image}
+    all_ours |= {name: partial(ours, algorithm=kind) for name, kind in zip(named, (DAPS, VBLE, MAPz), strict=True)}
     if choices:
-        all_ours |= {"VBLE, chosen by held-out values": chosen} if task.sigma > SIGMA_FLOOR else {}
-        tuned = Rival(
-            "VBLE, quality tuned", TASKS, QUALITIES, lambda y, physics, q: ours(y, physics, VBLE, quality=q).mean
-        )
+        all_ours |= {CHOSEN: chosen} if task.sigma > SIGMA_FLOOR else {}
+        tuned = Rival(TUNED, TASKS, QUALITIES, lambda y, physics, q: ours(y, physics, VBLE, quality=q).mean)
         rivals = [tuned, *rivals]
     methods = {name: run for name, run in all_ours.items() if wanted(name)}
     rivals = [rival for rival in rivals if task.name in rival.tasks and wanted(rival.name)]

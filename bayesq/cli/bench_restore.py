@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import bench, operators, zoo
     from bayesq.bench import restore, rivals
+    from bayesq.errors import BayesqError
     from bayesq.resources import data_dir
 
     paths = bench.pictures(args.folder, args.limit)
@@ -86,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
     opponents = rivals.available() if args.rivals else []
     if args.weights:
         opponents = opponents + rivals.pretrained(Path(args.weights))
+    names = [*restore.OURS, *([restore.CHOSEN, restore.TUNED] if args.choices else [])]
+    names += [rival.name for rival in opponents]
+    unknown = [word for word in args.methods if not any(word.lower() in name.lower() for name in names)]
+    if unknown:
+        raise BayesqError(f"no method's name holds {', '.join(unknown)}; there are {'; '.join(names)}")
     common.say(args, f"{codec.name}, means over {len(paths)} picture{'s' if len(paths) > 1 else ''} of {args.folder}")
     scores = []
     for task in tasks:
