@@ -173,11 +173,18 @@ def test_a_realistic_picture_has_more_detail(mode, spoilt, tmp_path, capsys):
 
 
 def test_quality_can_be_chosen(spoilt, hasty, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(choice, "choose", partial(choice.choose, steps=2, samples=4))
+    steps = []
+
+    def choose(*args, **options):
+        steps.append(options["steps"])
+        return choice_made(*args, **options)
+
+    choice_made = partial(choice.choose, samples=4)
+    monkeypatch.setattr(choice, "choose", choose)
     hasty.options += ["--quality", "auto"]
     assert hasty("denoise", spoilt, tmp_path / "x.png", *NOISE, "--json") == 0
     told = json.loads(capsys.readouterr().out)
-    assert 0 <= told["quality"] <= 100 and told["prior_weight"] > 0
+    assert 0 <= told["quality"] <= 100 and told["prior_weight"] > 0 and steps == [2]
     assert hasty("denoise", spoilt, tmp_path / "x.png", "--noise", "infer") == 1
     assert "noise of a known level" in capsys.readouterr().err
 

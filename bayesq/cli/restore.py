@@ -214,7 +214,8 @@ def choose_options(args: argparse.Namespace, measurement: "Measurement") -> tupl
         model = codec.name
     quality, weight = args.quality, PRIOR_WEIGHT
     if quality == AUTO:
-        choice = choose(measurement.y, measurement.physics, codec=codec, likelihood=measurement.likelihood)
+        likelihood, steps = measurement.likelihood, args.steps
+        choice = choose(measurement.y, measurement.physics, codec=codec, likelihood=likelihood, steps=steps)
         quality, weight = choice.quality, choice.prior_weight
         common.say(args, f"Chose a prior of quality {quality:.0f} and weight {weight:g} in {choice.seconds:.1f} s.")
     options = {
