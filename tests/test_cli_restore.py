@@ -279,6 +279,14 @@ def test_mask_goes_where_told_and_blanks(photo, tmp_path, capsys):
     assert not np.asarray(read_image(y))[hidden].any()
 
 
+def test_what_degrading_would_lose_is_refused(photo, monkeypatch, tmp_path, capsysbinary):
+    monkeypatch.chdir(tmp_path)
+    assert main(["degrade", "inpaint", str(photo), "-", "--mask", "random:.5"]) == 1
+    assert b"say by --save-mask where" in capsysbinary.readouterr().err and not Path("mask.png").exists()
+    assert main(["degrade", "jpeg", str(photo), "x.png"]) == 1
+    assert b"x.png: a JPEG file is written" in capsysbinary.readouterr().err and not Path("x.png").exists()
+
+
 def test_pipes(photo, small_codec_path, monkeypatch, capsysbinary):
     def pipe(data, *argv):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))

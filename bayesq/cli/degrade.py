@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bayesq.cli import common, tasks
+from bayesq.errors import BayesqError
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -23,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             "--seed", type=common.seed, default=0, help="of the noise and the mask (default: %(default)s)"
         )
         if task.get_default("task") == "inpaint":
-            task.add_argument("--save-mask", metavar="FILE", help="where to (default for random:P: OUT.mask.png)")
+            task.add_argument("--save-mask", metavar="FILE", help="where to (default for random:P: OUT as .mask.png)")
         common.add_output_options(task)
         common.add_talk_options(task)
 
@@ -37,8 +38,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from bayesq import operators
-    from bayesq.io import is_grey, like, read_image, to_image, to_tensor, write_image
+    from bayesq.io import format_of, is_grey, like, read_image, to_image, to_tensor, write_image
 
+    if args.task == "jpeg" and args.output != common.PIPE and format_of(args.output) != "JPEG":
+        raise BayesqError(f"{args.output}: a JPEG file is written, which ends in .jpg")
     image = read_image(args.input)
     x = to_tensor(image)
     size = (x.shape[2], x.shape[3])
@@ -76,4 +79,6 @@ def run(args: argparse.Namespace) -> int:
 def _mask_path(args: argparse.Namespace) -> str | None:
     if args.save_mask or not args.mask.startswith("random:"):
         return args.save_mask
-    return "mask.png" if args.output == common.PIPE else str(Path(args.output).with_suffix(".mask.png"))
+    if args.output == common.PIPE:
+        raise BayesqError("say by --save-mask where the mask goes, without which the picture cannot be restored")
+    return str(Path(args.output).with_suffix(".mask.png"))
