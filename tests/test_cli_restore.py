@@ -287,6 +287,21 @@ def test_what_degrading_would_lose_is_refused(photo, monkeypatch, tmp_path, caps
     assert b"x.png: a JPEG file is written" in capsysbinary.readouterr().err and not Path("x.png").exists()
 
 
+def test_maps_are_turned_as_their_pictures(photo, hasty, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = read_image(photo)
+    image.save(photo, exif=exif)
+    x, std, coded, back = (tmp_path / name for name in ("x.png", "s.png", "a.bq", "b.png"))
+    assert hasty("denoise", photo, x, *NOISE, "--std", std) == 0
+    assert read_image(x).getexif()[0x0112] == read_image(std).getexif()[0x0112] == 6
+    own = [*hasty.options[:2], "--quiet"]
+    assert main(["encode", str(photo), str(coded), *own]) == 0
+    assert main(["decode", str(coded), str(back), "--std", str(std), "--samples", "2", *own]) == 0
+    assert main(["info", str(coded), "--map", str(x), *own]) == 0
+    assert [read_image(path).getexif().get(0x0112) for path in (back, std, x)] == [6, 6, 6]
+
+
 def test_pipes(photo, small_codec_path, monkeypatch, capsysbinary):
     def pipe(data, *argv):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))

@@ -192,13 +192,17 @@ def write(path: str, data: bytes) -> None:
         atomic_write(path, data)
 
 
-def write_deviation(deviation: "Tensor", path: str) -> float:
-    """Writes a map (1, 1, H, W) of standard deviations as a grey picture. Returns the one that is shown as white, which
-    is the largest that is finite; those that are infinite are white too."""
+def write_deviation(deviation: "Tensor", path: str, exif: bytes | None) -> float:
+    """Writes a map (1, 1, H, W) of standard deviations as a grey picture, which is turned as its picture's EXIF says.
+
+    Returns the deviation that is shown as white, the largest that is finite; those that are infinite are white too.
+    """
     from bayesq.io import to_image, write_image
 
     white = deviation[deviation.isfinite()].max().item()
-    write_image(to_image(deviation / max(white, 1e-12)), path)
+    picture = to_image(deviation / max(white, 1e-12))
+    picture.info["exif"] = exif
+    write_image(picture, path)
     return white
 
 

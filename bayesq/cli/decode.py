@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import files, zoo
     from bayesq.bitstream import Reader
-    from bayesq.decoding import Damage
+    from bayesq.decoding import Damage, read_info
     from bayesq.io import check_format
     from bayesq.streams import decode_to
 
@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         common.say(args, f"Decoded {width} x {height}, {mode}.")
         if args.std:
             deviation = files.deviation(data, codec, args.samples, generator(args.seed), **options)
-            white = common.write_deviation(deviation, args.std)
+            exif = read_info(reader, options["on_damage"]).get("exif")
+            white = common.write_deviation(deviation, args.std, exif)
             summary |= {"std": args.std, "samples": args.samples, "std_white": white}
             common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
         if args.save_samples:

@@ -51,11 +51,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace, data: bytes, model_id: str) -> dict[str, object]:
+    from io import BytesIO
+
     from bayesq import plot, rates, zoo
+    from bayesq.bitstream import Reader
+    from bayesq.decoding import read_info
     from bayesq.io import write_image
 
     bits = rates.bit_map(data, zoo.load(args.model or zoo.find(bytes.fromhex(model_id))))
     picture, yellow = plot.draw_map(bits)
+    picture.info["exif"] = read_info(Reader(BytesIO(data))).get("exif")
     write_image(picture, args.map)
     common.say(args, f"Bits per pixel in {args.map}: {bits.mean():.3f} in the mean, yellow: {yellow:.3f}.")
     return {"map": args.map, "map_yellow": yellow}

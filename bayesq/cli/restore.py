@@ -291,7 +291,8 @@ def run(args: argparse.Namespace) -> int:
     summary["mode"] = image.mode
     write_image(like(restoration.mean, image), args.output)
     if args.std:
-        white = common.write_deviation(restoration.std.square().mean(1, keepdim=True).sqrt(), args.std)
+        deviation = restoration.std.square().mean(1, keepdim=True).sqrt()
+        white = common.write_deviation(deviation, args.std, image.info.get("exif"))
         summary |= {"std": args.std, "samples": args.samples, "std_white": white}
         common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
     if args.realistic:
