@@ -31,6 +31,7 @@ CASES = [  # each with a second fault, which only the work would meet; first the
     ("{picture}", ["encode", "{picture}", "{picture}", *MISSING]),
     ("{coded}", ["decode", "{coded}", "{coded}", *MISSING]),
     ("{coded}", ["decode", "{coded}", "{out}", "--std", "{coded}", *MISSING]),
+    ("{picture}", ["decode", "{picture}", *MISSING]),
     ("{folder}", ["decode", "{coded}", "{folder}", *MISSING]),
     ("{out}.jpg", ["decode", "{coded}", "{out}.jpg", *MISSING]),
     ("{out}.xyz", ["decode", "{coded}", "{out}", "--std", "{out}.xyz", *MISSING]),

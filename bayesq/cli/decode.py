@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     output = args.output or common.beside(args.input, ".png")
+    common.check_outputs(args, output, *([args.std] if args.std else []))
     if not args.output and Path(output).exists():
         raise BayesqError(f"{output}: exists; name it as OUT to replace it")
-    common.check_outputs(args, output, *([args.std] if args.std else []))
 
     from bayesq import files, zoo
     from bayesq.bitstream import Reader
