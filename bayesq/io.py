@@ -193,8 +193,8 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     scratch = target.with_name(f".{target.name}.{token_hex(4)}.tmp")
     try:
-        if target.exists() and not target.is_file():
-            with target.open("wb") as file:
+        if os.path.exists(path) and not target.is_file():
+            with open(path, "wb") as file:
                 yield file
             return
         try:

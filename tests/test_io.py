@@ -394,3 +394,11 @@ def test_damage_to_frames_that_are_not_read_does_not_matter(tmp_path):
         else:
             bayesq.io.parse_image(data[:length], "x.gif")
     assert 0 < refused < len(data) - 20
+
+
+def test_an_open_pipe_can_be_named():
+    reading, writing = os.pipe()
+    atomic_write(f"/dev/fd/{writing}", b"bytes")
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert pipe.read() == b"bytes"
