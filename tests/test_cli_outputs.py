@@ -32,6 +32,7 @@ CASES = [  # each with a second fault, which only the work would meet; first the
     ("{coded}", ["decode", "{coded}", "{coded}", *MISSING]),
     ("{coded}", ["decode", "{coded}", "{out}", "--std", "{coded}", *MISSING]),
     ("{picture}", ["decode", "{picture}", *MISSING]),
+    ("{file}", ["decode", "{coded}", "{out}", "--save-samples", "{file}", *MISSING]),
     ("{folder}", ["decode", "{coded}", "{folder}", *MISSING]),
     ("{out}.jpg", ["decode", "{coded}", "{out}.jpg", *MISSING]),
     ("{out}.xyz", ["decode", "{coded}", "{out}", "--std", "{out}.xyz", *MISSING]),

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     common.check_outputs(args, output, *([args.std] if args.std else []))
     if not args.output and Path(output).exists():
         raise BayesqError(f"{output}: exists; name it as OUT to replace it")
+    if args.save_samples:
+        common.check_folder(args.save_samples)
 
     from bayesq import files, zoo
     from bayesq.bitstream import Reader
