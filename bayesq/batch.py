@@ -27,6 +27,7 @@ from bayesq.io import SUFFIXES, atomic_write
 from bayesq.quality import level_of
 from bayesq.streams import decode_to, open_image
 
+LOCAL = "local"
 SUBMITTED = 1000
 """Files that a cluster is given at a time."""
 
@@ -176,7 +177,8 @@ def run(job: Job, pairs: Sequence[Pair], workers: int = 1, scheduler: str | None
         pairs: sources and targets, as ``plan`` gives them.
         workers: processes, of one thread each; 1: this process, with all the threads that torch takes.
         scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; then its workers do it. They see the same
-            files under the same names, have bayesq and the job's model, and do best with one thread each.
+            files under the same names, have bayesq and the job's model, and do best with one thread each. ``LOCAL``
+            starts a cluster on this machine, of a worker for each processor.
 
     Raises:
         BayesqError: Dask is needed and not installed.
@@ -237,7 +239,8 @@ def _on_cluster(address: str, job: Job, pairs: Sequence[Pair]) -> Iterator[tuple
         raise BayesqError("a cluster needs Dask: pip install 'bayesq[cluster]'") from error
     waiting = iter(pairs)
     asked = {}
-    with Client(address) as client:
+    own = {"threads_per_worker": 1, "dashboard_address": None}
+    with Client(**own) if address == LOCAL else Client(address) as client:
 
         def submit(count: int) -> list:
             futures = {client.submit(do, job, *pair, pure=False): pair for pair in islice(waiting, count)}

@@ -15,7 +15,7 @@ from distributed import LocalCluster
 from PIL import Image
 
 from bayesq import batch, files, zoo
-from bayesq.batch import Decode, Encode, plan, run
+from bayesq.batch import LOCAL, Decode, Encode, plan, run
 from bayesq.cli import main
 from bayesq.errors import BayesqError, ModelError
 from bayesq.resources import data_dir
@@ -160,7 +160,8 @@ def test_a_cluster_does_the_same(encode, album, tmp_path):
         pairs = plan(encode, album, tmp_path / "many")
         many = {o.source: (o.bytes, o.error) for o in run(encode, pairs, scheduler=cluster.scheduler_address)}
         again = list(run(encode, pairs, scheduler=cluster.scheduler_address))
-    assert many == alone
+    here = {o.source: (o.bytes, o.error) for o in run(encode, plan(encode, album, tmp_path / "here"), scheduler=LOCAL)}
+    assert many == here == alone
     assert sorted(o.target.name for o in again if not o.skipped) == ["b.bq"]
 
 

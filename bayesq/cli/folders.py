@@ -23,7 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="processes, of one thread each (default: 1, of all threads)",
     )
     workers.add_argument(
-        "--scheduler", metavar="ADDRESS", help="of a Dask cluster that sees the same folders, such as tcp://host:8786"
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a Dask cluster that sees the same folders, such as tcp://host:8786; local: one on this machine",
     )
 
 
