@@ -11,6 +11,7 @@ from bayesq.bench.quantize import front
 from bayesq.calibration import FILE, Calibration, Problem, of_model
 from bayesq.cli import main
 from bayesq.codec import Codec
+from bayesq.inference.xz import FILE as ERRORS
 from bayesq.resources import data_dir
 
 
@@ -48,11 +49,13 @@ def test_a_calibration_goes_with_the_files(small_codec_path, tmp_path):
     shutil.copy(small_codec_path, model)
     found = Calibration(Codec.load(model).model_id.hex(), (Problem("denoise", (0.0, 0.0), -3.0),), (1.5,), (0.2,))
     found.save(model.parent / FILE)
+    (model.parent / ERRORS).write_text("the decoder's")
     for recipe, options, kept in (("w8a8", [], True), ("mixed5", ["--size", "1"], False)):
         out = tmp_path / recipe
         command = ["quantize", str(model), str(out), "--recipe", recipe, "--crops", "2", "--quiet"]
         assert main([*command, *options]) == 0
         assert (of_model(Codec.load(out / "weights.safetensors")) == found) == (out / FILE).exists() == kept
+        assert (out / ERRORS).exists() == kept
 
 
 def test_budgets_and_recipes_are_checked(small_codec_path, tmp_path, capsys):

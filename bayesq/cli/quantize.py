@@ -54,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from bayesq import calibration, zoo
+    from bayesq.inference import xz
     from bayesq.quantization import Calibration, card, quantize, recipe_called
     from bayesq.resources import data_dir
 
@@ -75,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     text = card.write(result, args.recipe, codec, made, weights.stat().st_size)
     common.write(str(args.output / "card.md"), text.encode())
     common.say(args, f"wrote {weights}")
-    known = calibration.of_model(codec)
-    if known is not None and made.model_id == codec.model_id:
-        known.save(args.output / calibration.FILE)
-        common.say(args, f"wrote {args.output / calibration.FILE}, that of {codec.name}")
+    if codec.folder and made.model_id == codec.model_id:
+        for known in (codec.folder / file for file in (calibration.FILE, xz.FILE)):
+            if known.is_file():
+                common.write(str(args.output / known.name), known.read_bytes())
+                common.say(args, f"wrote {args.output / known.name}, that of {codec.name}")
     if export is not None:
         for path in export(result.codec, args.output):
             common.say(args, f"wrote {path}")

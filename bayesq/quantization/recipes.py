@@ -170,7 +170,7 @@ RECIPES: dict[str, Recipe] = {
     "w8a8": Recipe(kept=FINE, inputs=A8, shapes=(SMOOTH,), rounding=GPTQ()),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-centred": Recipe(kept=FINE, inputs=A8, shapes=(Centre(), Smooth(0.5))),
-    "noisy": Recipe(kept=FINE, inputs=(("*.linear", 16), ("*", 6)), noise=Noise()),
+    "noisy": Recipe(kept=FINE, inputs=(*A8[:-1], ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), kept=FINE, inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), kept=FINE, rounding=GPTQ()),
     "w4a8": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=GPTQ()),

@@ -1,8 +1,10 @@
 """Training with quantised layers: block by block, then all at once.
 
 Weights, scales, biases, and the steps and zero points of inputs learn from rate and distortion and from the
-floating-point codec's pictures; what is rounded is passed straight through, and scales follow the gradient of learned
-step size quantisation (LSQ, Esser et al., arXiv 1902.08153). Blocks first and everything after is the order of
+floating-point codec's pictures; what is rounded is passed straight through. Unlike learned step size quantisation (LSQ,
+Esser et al., arXiv 1902.08153), what is rounded is the weight over its scale: a scale that moves carries its row along
+and leaves the codes, many of which stand, so that errors make up for one another, for weights at the border of their
+cells. Blocks first and everything after is the order of
 EfficientQAT (arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own
 loss.
 """
@@ -28,23 +30,27 @@ from bayesq.training.data import Crops
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 
 
+INSIDE = 0.25
+"""How far from the middle of its cell a weight starts at most, in widths of the cell."""
+
+
 class LearnedConv(nn.Module):
     """A quantised convolution in training; it computes what its export will compute, but for half precision.
 
     Args:
         layer: What it starts as.
-        weight: The weights behind the codes, of the shaped layer. They start within the cells of their codes.
+        weight: The weights behind the codes, of the shaped layer. They start within the cells of their codes, no nearer
+            to the border than ``INSIDE`` says.
         sharpness: Of the gradient of rounded inputs, see ``rounded``.
     """
 
     def __init__(self, layer: QuantizedConv, weight: Tensor, sharpness: float | None = None) -> None:
         super().__init__()
         self.layer = copy.deepcopy(layer)
-        self.grid_parameters = layer.grid_parameters
         cell = layer.grid.cell(layer.grid.unpack(layer.codes, layer.spec.shape))
-        inside = torch.maximum(torch.minimum(weight, cell.centre + 0.49 * cell.width), cell.centre - 0.49 * cell.width)
-        self.weight = nn.Parameter(inside)
-        self.log_scale = nn.Parameter(self.grid_parameters["scale"].log())
+        reach = INSIDE * cell.width
+        self.weight = nn.Parameter(torch.maximum(torch.minimum(weight, cell.centre + reach), cell.centre - reach))
+        self.log_scale = nn.Parameter(layer.grid_parameters["scale"].log())
         self.bias = nn.Parameter(torch.zeros(layer.spec.shape[0]) if layer.bias is None else layer.bias.clone())
         self.log_step = None if layer.step is None else nn.Parameter(layer.step.log())
         self.zero = None if layer.zero is None else nn.Parameter(layer.zero.float())
@@ -52,14 +58,12 @@ class LearnedConv(nn.Module):
 
     def decoded(self) -> Tensor:
         """The weights as their codes stand for them; gradients as described above."""
-        scale = self.log_scale.exp()
-        grid = self.layer.spec.format.grid({**self.grid_parameters, "scale": scale.detach()})
+        grid, first = self.layer.grid, self.layer.grid_parameters["scale"]
         codes = grid.index(self.weight)
-        value, cell = grid.value(codes), grid.cell(codes)
-        inside = cell.contains(self.weight.detach()).float()
-        slope = (value - inside * self.weight.detach()).view(len(scale), -1) / scale.detach().view(len(scale), -1)
-        moved = slope * (scale - scale.detach()).view(len(scale), -1)
-        return value + inside * (self.weight - self.weight.detach()) + moved.view(value.shape)
+        value, inside = grid.value(codes), grid.cell(codes).contains(self.weight.detach()).float()
+        straight = value + inside * (self.weight - self.weight.detach())
+        growth = self.log_scale.exp() / first
+        return (straight.view(len(first), -1) * growth.view(len(first), -1)).view(value.shape)
 
     def rounded(self, x: Tensor) -> Tensor:
         """Shaped inputs as their codes stand for them."""
@@ -79,8 +83,7 @@ class LearnedConv(nn.Module):
     @torch.no_grad()
     def export(self) -> QuantizedConv:
         """The layer with what it learned, as it is stored."""
-        scale = half(self.log_scale.exp().clamp_min(SCALE_MIN))
-        grid = self.layer.spec.format.grid({**self.grid_parameters, "scale": scale})
+        scale, grid = half(self.log_scale.exp().clamp_min(SCALE_MIN)), self.layer.grid
         state = {name: buffer for name, buffer in self.layer.state_dict().items() if buffer is not None}
         state |= {GRID + "scale": scale, "codes": grid.pack(grid.index(self.weight)), "bias": self.bias.detach()}
         if self.log_step is not None:
