@@ -29,7 +29,6 @@ from bayesq.quantization.recipes import Tuning
 from bayesq.training.data import Crops
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 
-
 INSIDE = 0.25
 """How far from the middle of its cell a weight starts at most, in widths of the cell."""
 
