@@ -54,17 +54,18 @@ class Tuning:
         block_steps: Before that, of each block alone.
         batch, crop: Crops a step and their side.
         rate: Learning rate, in steps of a weight's grid.
-        distillation: Weight of the distance to the floating-point codec's pictures, relative to distortion's.
+        distillation: Weight of the distance to the floating-point codec's pictures, relative to distortion's. What is
+            learned from the latter alone is as much what a few crops would have of any codec.
         sharpness: Of the gradient of rounded inputs near the borders of cells; None for that of the identity.
         weights: Whether weights, their scales and biases learn too, not only the steps and zero points of inputs.
     """
 
-    steps: int = 400
+    steps: int = 200
     block_steps: int = 0
     batch: int = 8
     crop: int = 128
     rate: float = 0.01
-    distillation: float = 0.5
+    distillation: float = 10.0
     sharpness: float | None = None
     weights: bool = True
 
