@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
 
 from bayesq import zoo
@@ -158,6 +159,8 @@ def plot(rows: Sequence[Row], title: str) -> Figure:
     axes.set(xlabel="stored bits a weight, quantised layers", ylabel="BD-rate against floating point, %")
     if max(row.bd_rate for row in [*best, *others]) > 10:
         axes.set_yscale("symlog", linthresh=1)
+        axes.yaxis.set_major_locator(FixedLocator([0, 0.5, *(a * 10**b for b in range(5) for a in (1, 2, 5))]))
+        axes.yaxis.set_major_formatter("{x:g}")
     axes.margins(0.08)
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(color="#ececec")
@@ -183,7 +186,7 @@ def _label(axes: Axes, row: Row, colour: str, taken: list[Bbox]) -> None:
             row.name, point, offset, textcoords="offset points", ha=across, va=along, fontsize=7, color=colour
         )
         box = text.get_window_extent().padded(1)
-        if not any(box.overlaps(other) for other in taken):
+        if box.x1 < axes.figure.bbox.x1 and not any(box.overlaps(other) for other in taken):
             taken.append(box)
             return
         text.remove()
