@@ -6,6 +6,7 @@ import torch
 from deepinv.physics import (
     Denoising,
     GaussianNoise,
+    Inpainting,
     LinearPhysics,
     PoissonGaussianNoise,
     PoissonNoise,
@@ -198,6 +199,20 @@ def test_pictures_of_a_batch_are_on_their_own(name, generator):
     one_by_one = torch.cat([INDEPENDENT[name].log_prob(a[None], b[None]) for a, b in zip(y, x, strict=True)])
     torch.testing.assert_close(together, one_by_one, rtol=1e-5, atol=1e-4)
     assert INDEPENDENT[name].num_observed(y) == 60
+
+
+@pytest.mark.parametrize("law", [lambda physics: Gaussian(physics, 0.1), UnknownGaussian])
+def test_pictures_of_a_batch_have_masks_of_their_own(law, generator):
+    masks = (torch.rand(2, 1, *SIZE, generator=generator) < torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)).float()
+    y, x = torch.rand(2, 2, 3, *SIZE, generator=generator)
+
+    def masked(mask):
+        return law(Inpainting((3, *SIZE), mask=mask, noise_model=GaussianNoise(0.1)))
+
+    alone = [masked(mask[None]) for mask in masks]
+    one_by_one = torch.cat([one.log_prob(a[None], b[None]) for one, a, b in zip(alone, y, x, strict=True)])
+    torch.testing.assert_close(masked(masks).log_prob(y, x), one_by_one)
+    assert masked(masks).num_observed(y) == round(sum(one.num_observed(y[:1]) for one in alone) / 2)
 
 
 def test_a_map_of_noise_levels_is_the_law_of_each_pixel(generator):

@@ -114,9 +114,14 @@ def total(mask: Tensor, terms: Tensor) -> Tensor:
     return torch.where(mask > 0, mask * terms, 0).flatten(1).sum(1)
 
 
+def counts(mask: Tensor, y: Tensor) -> Tensor:
+    """Counts the values of each picture of y, weighted by the mask; (B,), double."""
+    return mask.expand(y.shape).double().flatten(1).sum(1)
+
+
 def count(mask: Tensor, y: Tensor) -> int:
-    """Counts the values of one picture of y, weighted by the mask: the mean, where each picture has its own."""
-    return round(float(mask.expand(y.shape).double().sum()) / len(y))
+    """The same of one picture: the mean, where each has a mask of its own."""
+    return round(float(counts(mask, y).mean()))
 
 
 def weighted(likelihood: Weighed, weight: float | Tensor) -> Weighed:

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 from torch.distributions import InverseGamma
 
-from bayesq.likelihoods.base import LOG_ROOT_2PI, SIGMA_FLOOR, Independent, count, observed, parameter, spread, total
+from bayesq.likelihoods.base import (
+    LOG_ROOT_2PI,
+    SIGMA_FLOOR,
+    Independent,
+    count,
+    counts,
+    observed,
+    parameter,
+    spread,
+    total,
+)
 
 if TYPE_CHECKING:
     from deepinv.physics import Physics
@@ -68,10 +78,10 @@ class UnknownGaussian:
 
     def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
         """Computes the marginal density above, of shape (B,)."""
-        half = self.num_observed(y) / 2
-        a, b = self.shape, self.scale
-        constant = math.lgamma(a + half) - math.lgamma(a) + a * math.log(b) - half * math.log(2 * math.pi)
-        return constant - (a + half) * torch.log(b + self._energy(y, x))
+        half = counts(self.observed, y) / 2
+        a, b, energy = self.shape, self.scale, self._energy(y, x)
+        constant = torch.lgamma(a + half) - math.lgamma(a) + a * math.log(b) - half * math.log(2 * math.pi)
+        return constant.to(energy) - (a + half).to(energy) * torch.log(b + energy)
 
     def num_observed(self, y: Tensor) -> int:
         return count(self.observed, y)
@@ -79,7 +89,7 @@ class UnknownGaussian:
     def variance(self, y: Tensor, x: Tensor) -> InverseGamma:
         """The posterior of σ² given the picture too, p(σ² | x, y), of batch shape (B,)."""
         energy = self._energy(y, x)
-        shape = torch.full_like(energy, self.shape + self.num_observed(y) / 2)
+        shape = self.shape + counts(self.observed, y).to(energy) / 2
         return InverseGamma(shape, self.scale + energy)
 
     def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -101,7 +111,7 @@ class UnknownGaussian:
             Standard deviations in image units, (n, B).
         """
         scale = self.scale + torch.stack([self._energy(y, x) for x in samples])
-        shape = torch.full_like(scale, self.shape + self.num_observed(y) / 2)
+        shape = (self.shape + counts(self.observed, y).to(scale) / 2).expand_as(scale)
         return (scale / torch._standard_gamma(shape, generator=generator)).sqrt()
 
     def _energy(self, y: Tensor, x: Tensor) -> Tensor:

@@ -3,10 +3,9 @@
 Weights, scales, biases, and the steps and zero points of inputs learn from rate and distortion and from the
 floating-point codec's pictures; what is rounded is passed straight through. Unlike learned step size quantisation (LSQ,
 Esser et al., arXiv 1902.08153), what is rounded is the weight over its scale: a scale that moves carries its row along
-and leaves the codes, many of which stand, so that errors make up for one another, for weights at the border of their
-cells. Blocks first and everything after is the order of
-EfficientQAT (arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own
-loss.
+and leaves the codes as they are. Many belong to weights at the border of their cells, where GPTQ put them so that
+errors make up for one another. Blocks first and everything after is the order of EfficientQAT (arXiv 2407.11062) and of
+block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own loss.
 """
 
 from __future__ import annotations
