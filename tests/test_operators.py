@@ -97,6 +97,9 @@ class TestEveryOperatorOnPixels:
         draws = [operators.degrade(x, physics, generator(seed)) for seed in (0, 0, 1)]
         assert torch.equal(draws[0], draws[1])
         assert not torch.equal(draws[0], draws[2])
+        source = generator(0)
+        first, second = (operators.degrade(x, physics, source) for _ in range(2))
+        assert torch.equal(first, draws[0]) and not torch.equal(first, second)
         assert physics.noise_model.rng is None
         noise = (draws[0] - physics.A(x))[draws[0] != 0]
         assert abs(noise.std() - 0.1) < 0.015

@@ -177,12 +177,18 @@ def photons(count: float, sigma: float | str = 0.0) -> NoiseModel:
 
 
 def degrade(x: Tensor, physics: Physics, generator: torch.Generator) -> Tensor:
-    """Draws a measurement y of ``x`` (B, 3, H, W) from the operator and its noise, leaving ``physics`` as it was."""
+    """Draws a measurement y of ``x`` (B, 3, H, W) from the operator and its noise, leaving ``physics`` as it was.
+
+    deepinv draws from a copy of the generator; here it advances, so that the next draw is another.
+    """
     noise, own = physics.noise_model, physics.noise_model.rng
     noise.rng = generator
     try:
         with torch.no_grad():
-            return physics(x)
+            y = physics(x)
+        if noise.rng is not generator:
+            generator.set_state(noise.rng.get_state())
+        return y
     finally:
         noise.rng = own
 
