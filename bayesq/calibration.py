@@ -1,15 +1,17 @@
 """Recalibration: samples of the posterior spread so that their intervals hold what they say.
 
-A variational posterior is too narrow, and the more so where pictures are rich in detail. What is missing is measured on
+A posterior that is searched for is too narrow, or too wide, and not alike everywhere. What is amiss is measured on
 known pictures: deviations of the samples from their mean are multiplied by
 
-    scale · ((d + ε) / 0.02)^power,
+    scale · h^power,
 
-d being the finest detail of the mean nearby (``finest_detail``): how grainy a picture is at its limit of resolution
-tells, better than its contrast, what else there was beyond. Scale and power are those of the problem: the power is the
-best by the continuous ranked probability score, and with it the scale lets the 90 % interval cover 90 %. Problems in
-between take those of the problems most like them. The result is a small JSON file beside the model's weights, and is
-used for that model alone.
+h being a hint that every pixel has. For codecs it is (d + ε) / 0.02 with d the finest detail of the mean nearby
+(``finest_detail``): how grainy a picture is at its limit of resolution tells, better than its contrast, what else there
+was beyond. For the denoiser, which searches fast enough to do it twice, it is by how many times errors exceed
+deviations where the restored picture is the truth (``bayesq.bootstrap``). Scale and power are those of the problem: the
+power is the best by the continuous ranked probability score, and with it the scale lets the 90 % interval cover 90 %.
+Problems in between take those of the problems most like them. The result is a small JSON file beside the model's
+weights, and is used for that model alone.
 
 What a lossy file leaves open (``bayesq.files.deviation``) is recalibrated by one factor for each quality.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +47,7 @@ FILE = "calibration.json"
 LEVEL = 0.9
 FILE_LEVELS = (0, 64, 128, 192, 255)
 POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FAINTEST_POWER = 0.01
 WINDOW = 7
 FAINT = 0.001
 TYPICAL = 0.02
@@ -114,8 +117,9 @@ class Calibration:
         model: Hexadecimal id of the model that this is for.
         problems: Those that were fitted.
         scales: One for each.
-        powers: Of the finest detail, one for each.
+        powers: Of the hint, one for each.
         file_scales: Factors for the deviations of lossy files, one for each of ``FILE_LEVELS``; linear in between.
+        bootstrapped: Whether the hint is the excess of errors in a bootstrap, and not the finest detail.
     """
 
     model: str
@@ -123,6 +127,7 @@ class Calibration:
     scales: tuple[float, ...]
     powers: tuple[float, ...]
     file_scales: tuple[float, ...] = (1.0,) * len(FILE_LEVELS)
+    bootstrapped: bool = False
 
     def file_scale(self, level: int) -> float:
         """The factor for the deviations of files of a quality level."""
@@ -134,11 +139,19 @@ class Calibration:
         scale = math.exp(float(nearness @ torch.tensor(self.scales).log()))
         return scale, float(nearness @ torch.tensor(self.powers))
 
-    def correct(self, restoration: Restoration, physics: Physics) -> Restoration:
-        """The same restoration with samples and deviations that are as wide as errors are; its mean is kept."""
+    def correct(self, restoration: Restoration, physics: Physics, bootstrap: Callable[[], Tensor]) -> Restoration:
+        """The same restoration with samples and deviations that are as wide as errors are; its mean is kept.
+
+        Args:
+            restoration: Of pictures, not recalibrated.
+            physics: Their operator.
+            bootstrap: Finds the excess of errors, as ``bayesq.bootstrap.excess`` does; called only if it counts.
+        """
         size = (restoration.mean.shape[-2], restoration.mean.shape[-1])
         scale, power = self.rule(Problem.of(physics, size))
-        factor = scale * _shape(restoration.mean, power)
+        factor = torch.tensor(scale)
+        if power > FAINTEST_POWER:
+            factor = scale * (bootstrap() if self.bootstrapped else detail(restoration.mean)) ** power
         samples = _spread(restoration.samples, restoration.mean, factor)
         return replace(restoration, samples=samples, std=restoration.std * factor)
 
@@ -195,11 +208,18 @@ class Trial:
         truth: ``(B, 3, H, W)``.
         restoration: Not recalibrated.
         physics: The operator.
+        excess: Of errors in a bootstrap, if that is to be the hint, ``(B, 1, H, W)``.
     """
 
     truth: Tensor
     restoration: Restoration
     physics: Physics
+    excess: Tensor | None = None
+
+    @property
+    def hint(self) -> Tensor:
+        """What tells how wide deviations must be, ``(B, 1, H, W)``, positive."""
+        return detail(self.restoration.mean) if self.excess is None else self.excess
 
     @property
     def size(self) -> tuple[int, int]:
@@ -208,14 +228,16 @@ class Trial:
 
     def coverage(self, calibration: Calibration | None = None) -> float:
         """The share of true values within the 90 % interval."""
-        restored = calibration.correct(self.restoration, self.physics) if calibration else self.restoration
+        restored = self.restoration
+        if calibration:
+            restored = calibration.correct(restored, self.physics, lambda: self.hint)
         samples, truth = (metrics.crop_border(v, BORDER) for v in (restored.samples, self.truth))
         return float(metrics.coverage(samples, truth, [LEVEL]))
 
     def spread(self, power: float, scale: float) -> tuple[Tensor, Tensor]:
         """Samples spread by the rule above and the truth, both without the border."""
         restored = self.restoration
-        samples = _spread(restored.samples, restored.mean, scale * _shape(restored.mean, power))
+        samples = _spread(restored.samples, restored.mean, scale * self.hint**power)
         return metrics.crop_border(samples, BORDER), metrics.crop_border(self.truth, BORDER)
 
 
@@ -229,7 +251,7 @@ def fit(model: str, problems: Sequence[Sequence[Trial]]) -> Calibration:
     """
     scales, powers = zip(*map(_rule, problems), strict=True)
     posed = tuple(Problem.of(kinds[0].physics, kinds[0].size) for kinds in problems)
-    return Calibration(model, posed, scales, powers)
+    return Calibration(model, posed, scales, powers, bootstrapped=problems[0][0].excess is not None)
 
 
 def _rule(kinds: Sequence[Trial]) -> tuple[float, float]:
@@ -294,7 +316,7 @@ def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator:
 
 def _scale(trial: Trial, power: float, needed: tuple[tuple[float, Tensor], ...]) -> float:
     """The scale at which the 90 % interval covers 90 %, by bisection of its logarithm."""
-    shape = _shape(trial.restoration.mean, power)
+    shape = trial.hint**power
     needs = [(weight, metrics.crop_border(need / shape, BORDER)) for weight, need in needed]
     low, high = math.log(0.1), math.log(20.0)
     for _ in range(12):
@@ -308,8 +330,9 @@ def _spread(samples: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return (mean + factor * (samples - mean)).clamp(0, 1)
 
 
-def _shape(mean: Tensor, power: float) -> Tensor:
-    return ((finest_detail(mean) + FAINT) / TYPICAL) ** power
+def detail(mean: Tensor) -> Tensor:
+    """The finest detail nearby, relative to what is typical, and not nothing: ``(B, 1, H, W)``."""
+    return (finest_detail(mean) + FAINT) / TYPICAL
 
 
 def finest_detail(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from torch import Tensor
 from tqdm import tqdm
 
-from bayesq import zoo
+from bayesq import bootstrap, zoo
 from bayesq.calibration import of_model
 from bayesq.cells import Cell
 from bayesq.codec import Codec
@@ -24,6 +24,7 @@ from bayesq.inference import DAPS, VBLE, Algorithm, Info, Posterior
 from bayesq.inference.splitting import split
 from bayesq.io import atomic_write
 from bayesq.likelihoods import DecoderError, Likelihood, from_physics
+from bayesq.likelihoods.base import NearlyGaussian
 from bayesq.networks.rate import decoder_error, level_of_error, level_of_noise
 from bayesq.operators import initial_image, stated_noise
 from bayesq.quality import level_of, quality_of
@@ -36,6 +37,7 @@ STEPS = 50
 LATER_SHARE = 0.4
 OFFSETS = ((0, 0), (8, 8), (12, 4), (4, 12))
 SAMPLES = 32
+TRIAL_SAMPLES = 8
 PRIOR_WEIGHT = 0.6
 
 
@@ -229,7 +231,19 @@ def restore(
     )
     prior = search.denoiser if isinstance(search, DAPS) else codec if kind is VBLE else None
     correction = of_model(prior) if calibrated and prior else None
-    return correction.correct(restoration, physics) if correction else restoration
+    if correction is None:
+        return restoration
+
+    def again(y: Tensor) -> Restoration:
+        options: dict[str, Any] = {"likelihood": likelihood, "algorithm": algorithm, "steps": steps}
+        return restore(y, physics, **options, samples=TRIAL_SAMPLES, calibrated=False, generator=generator)
+
+    def excess() -> Tensor:
+        assert isinstance(likelihood, NearlyGaussian)
+        return bootstrap.excess(restoration, y, likelihood, again, generator)
+
+    corrected = correction.correct(restoration, physics, excess)
+    return replace(corrected, seconds=time.perf_counter() - began)
 
 
 def default_algorithm(likelihood: Likelihood) -> type[DAPS | VBLE]:

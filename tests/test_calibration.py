@@ -25,8 +25,8 @@ from bayesq.restore import Restoration, restore
 SIZE = (48, 48)
 
 
-def trial(generator, narrow, power, physics=None):
-    """Restorations whose errors grow with the detail of the mean, and whose samples are narrow and do not know."""
+def trial(generator, narrow, power, physics=None, bootstrapped=False):
+    """Restorations whose errors grow with the detail of the mean, or a hint of it, and whose narrow samples do not."""
     texture = torch.linspace(0, 0.2, SIZE[1]) * torch.randn(4, 3, *SIZE, generator=generator)
     mean = (0.5 + texture).clamp(0.35, 0.65)
     shape = ((finest_detail(mean) + calibration.FAINT) / calibration.TYPICAL) ** power
@@ -35,7 +35,8 @@ def trial(generator, narrow, power, physics=None):
     truth = mean + law * torch.randn(mean.shape, generator=generator)
     samples = mean + draws - draws.mean(0)
     result = Restoration(mean, samples.std(0), samples, [], (), 50.0, 0.0)
-    return Trial(truth, result, physics or operators.denoise(SIZE, 0.1))
+    hint = shape.pow(1 / power) if bootstrapped else None
+    return Trial(truth, result, physics or operators.denoise(SIZE, 0.1), hint)
 
 
 @pytest.fixture
@@ -43,15 +44,18 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.6])
-def test_what_was_wrong_is_found_and_made_good(power, generator):
-    trials = [trial(generator, narrow, power) for narrow in (1.5, 3.0)]
-    trials[1] = Trial(trials[1].truth, trials[1].restoration, operators.blur("gaussian:2", SIZE, 0.01))
+@pytest.mark.parametrize(("power", "bootstrapped"), [(0.0, False), (0.6, False), (0.6, True)])
+def test_what_was_wrong_is_found_and_made_good(power, bootstrapped, generator):
+    blur = operators.blur("gaussian:2", SIZE, 0.01)
+    trials = [trial(generator, 1.5, power, None, bootstrapped), trial(generator, 3.0, power, blur, bootstrapped)]
     found = fit("00", [[one] for one in trials])
+    assert found.bootstrapped == bootstrapped
     assert found.powers == (power, power)
     assert found.scales == pytest.approx((1.5, 3.0), rel=0.1)
-    for fresh in (trial(generator, 1.5, power), trial(generator, 3.0, power, trials[1].physics)):
-        before, after = fresh.restoration, found.correct(fresh.restoration, fresh.physics)
+    for narrow, physics in ((1.5, None), (3.0, blur)):
+        fresh = trial(generator, narrow, power, physics, bootstrapped)
+        before, hint = fresh.restoration, fresh.hint
+        after = found.correct(before, fresh.physics, lambda hint=hint: hint)
         shares = metrics.coverage(after.samples, fresh.truth)
         torch.testing.assert_close(shares, torch.tensor(metrics.LEVELS), rtol=0, atol=0.02)
         low, high = after.interval(0.9)

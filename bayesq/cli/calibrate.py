@@ -51,15 +51,17 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from bayesq import bench, calibration, operators, zoo
+    from bayesq import bench, bootstrap, calibration, operators, zoo
     from bayesq.bench.restore import calibration_suite, read
     from bayesq.calibration import Trial, fit, fit_files
     from bayesq.errors import BayesqError
     from bayesq.inference import DAPS, VBLE
     from bayesq.inference.xz import FILE as ERRORS
     from bayesq.inference.xz import ErrorTable
+    from bayesq.likelihoods import from_physics
+    from bayesq.likelihoods.base import NearlyGaussian
     from bayesq.resources import data_dir
-    from bayesq.restore import restore
+    from bayesq.restore import TRIAL_SAMPLES, restore
 
     kinds = [_some(bench.pictures(folder), args.limit) for folder in args.data]
     crops = [[read(path, args.crop) for path in paths] for paths in kinds]
@@ -85,21 +87,29 @@ def run(args: argparse.Namespace) -> int:
             generator = torch.Generator().manual_seed(0)
             physics = task.build((x.shape[-2], x.shape[-1]), task.sigma, generator)
             y = operators.degrade(x, physics, generator)
-            options = {"steps": args.steps, "samples": args.samples, "calibrated": False}
-            problems[-1].append(Trial(x, restore(y, physics, codec=codec, algorithm=algorithm, **options), physics))
-    found = fit(model.model_id.hex(), problems)
+            again = partial(
+                restore, physics=physics, codec=codec, algorithm=algorithm, steps=args.steps, calibrated=False
+            )
+            found, law = again(y, samples=args.samples), from_physics(physics)
+            excess = None
+            if denoiser:
+                assert isinstance(law, NearlyGaussian)
+                excess = bootstrap.excess(found, y, law, partial(again, samples=TRIAL_SAMPLES), generator)
+            problems[-1].append(Trial(x, found, physics, excess))
+    fitted = fit(model.model_id.hex(), problems)
     if codec:
         pictures = [read(path, 4 * args.crop) for paths in kinds for path in paths]
         scales = fit_files(codec, pictures, args.samples, torch.Generator().manual_seed(0))
-        found = replace(found, file_scales=scales)
+        fitted = replace(fitted, file_scales=scales)
         ErrorTable.fit(codec, pictures, torch.Generator().manual_seed(0)).save(path.with_name(ERRORS))
-    found.save(path)
-    for task, trials, scale, power in zip(suite, problems, found.scales, found.powers, strict=True):
-        shares = ", ".join(f"{trial.coverage():.1%} → {trial.coverage(found):.1%}" for trial in trials)
-        rule = f"deviations times {scale:.2f} at fine detail of {calibration.TYPICAL}, to the power {power:g} of it"
+    fitted.save(path)
+    for task, trials, scale, power in zip(suite, problems, fitted.scales, fitted.powers, strict=True):
+        shares = ", ".join(f"{trial.coverage():.1%} → {trial.coverage(fitted):.1%}" for trial in trials)
+        hint = "the errors' excess in a bootstrap" if denoiser else f"fine detail over {calibration.TYPICAL}"
+        rule = f"deviations times {scale:.2f}, and {hint} to the power {power:g}"
         common.say(args, f"{task.label}: {shares} within 90 %, {rule}")
     if codec:
-        common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in found.file_scales)}")
+        common.say(args, f"Files: deviations times {', '.join(f'{scale:.2f}' for scale in fitted.file_scales)}")
         common.say(args, f"Wrote {path.with_name(ERRORS)}: the decoder's errors.")
     common.say(args, f"Wrote {path}: {sum(map(len, crops))} pictures.")
     return 0
