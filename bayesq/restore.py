@@ -165,7 +165,8 @@ def restore(
         samples: Posterior samples to draw, at least 2.
         prior_weight: Power of the prior; 1 is Bayes' rule, and less makes up for what the prior does not know. ``DAPS``
             does without.
-        calibrated: Spread the samples of ``DAPS`` and ``VBLE`` as the model's calibration says, where it has one.
+        calibrated: Spread the samples of ``DAPS`` and ``VBLE`` as the model's calibration says, where it has one. For
+            ``DAPS`` behind an operator that takes a second restoration, of what was restored (``bayesq.bootstrap``).
         generator: Source of all randomness; by default seeded with 0.
         progress: Show a progress bar on stderr.
 
