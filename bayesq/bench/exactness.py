@@ -1,31 +1,27 @@
-"""Does every machine read what any other wrote? Settings of one machine stand in for them, each in its own processes.
+"""Does every machine read what any other wrote? Settings of one machine stand in for them, each a process.
 
 Every setting writes files of some pictures, then every setting reads the files of all. Beside bayesq's codec goes
-CompressAI's ``mbt2018-mean``, whose probability tables are chosen by floating-point networks. This module is also what
-the processes run.
+CompressAI's ``mbt2018-mean``, whose probability tables are chosen by floating-point networks. The processes run
+``bayesq.bench.exactness_process``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from bayesq.bench import table
-from bayesq.errors import BayesqError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SIDE = 256
 """Longest side of the parts of pictures that are coded."""
@@ -171,50 +167,57 @@ def missing(setting: Setting) -> str:
 
 
 def run(
-    codec: str,
+    codecs: Sequence[str],
     pictures: Sequence[Path],
     quality: float = 60,
     settings: Sequence[Setting] = SETTINGS,
     progress: Callable[[list[Setting]], Iterable[Setting]] = iter,
-) -> Report:
-    """The matrix of one codec.
+) -> Iterator[Report]:
+    """The matrices of some codecs, one after the other.
 
     Pixels of a model whose g_s is quantised are not bounded: a difference in the last bit of a layer's input may move
     what it is rounded to by a step. Its symbols are, as those of any other.
 
     Args:
-        codec: A model as ``bayesq.load`` takes it, or ``mbt2018-mean`` for CompressAI's with random weights.
+        codecs: Models as ``bayesq.load`` takes them, or ``mbt2018-mean`` for CompressAI's with random weights.
         pictures: Picture files, of which the middle is coded.
         quality: 0 to 100, of bayesq's files.
         settings: Which of them.
-        progress: Wraps the settings, which are gone through twice.
+        progress: Wraps the settings, which are gone through twice for each codec.
     """
     absent = {setting.name: reason for setting in settings if (reason := missing(setting))}
     present = [setting for setting in settings if setting.name not in absent]
+    sources = [str(Path(path).resolve()) for path in pictures]
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory())
+        processes = {setting.name: stack.enter_context(Process(setting, folder)) for setting in present}
+        for codec in codecs:
+            its = _settings_of(codec, present)
+            job: dict[str, Any] = {"codec": codec, "pictures": sources, "quality": quality, "folder": folder}
+            written: dict[str, list[str]] = {}
+            errors: dict[str, str] = {}
+            symbols = 0
+            for setting in progress(its):
+                lines, errors[setting.name] = processes[setting.name].do(job)
+                written[setting.name] = [line["file"] for line in lines]
+                symbols = max(symbols, sum(line["symbols"] for line in lines))
+            job["files"] = list(dict.fromkeys(file for files in written.values() for file in files))
+            outcomes = {}
+            for setting in progress(its):
+                lines, error = processes[setting.name].do(job)
+                read = {line.pop("file"): Outcome(**line) for line in lines}
+                outcomes[setting.name] = {
+                    writer: _together([read.get(file, Outcome(None, None, error)) for file in files], errors[writer])
+                    for writer, files in written.items()
+                }
+            yield Report(codec, its, absent, outcomes, len(job["files"]), symbols)
+
+
+def _settings_of(codec: str, settings: list[Setting]) -> list[Setting]:
+    """Those that can run a codec, with the tolerance that it asks for."""
     if codec == COMPRESSAI:
-        present = [setting for setting in present if setting.runtime == "torch"]
-    elif _is_quantised(codec):
-        present = [replace(setting, tolerance=None) for setting in present]
-    with TemporaryDirectory() as folder:
-        sources = [str(Path(path).resolve()) for path in pictures]
-        job: dict[str, Any] = {"codec": codec, "pictures": sources, "quality": quality, "folder": folder}
-        written: dict[str, list[str]] = {}
-        errors: dict[str, str] = {}
-        symbols = 0
-        for setting in progress(present):
-            lines, errors[setting.name] = _process(setting, job)
-            written[setting.name] = [line["file"] for line in lines]
-            symbols = max(symbols, sum(line["symbols"] for line in lines))
-        job["files"] = list(dict.fromkeys(file for files in written.values() for file in files))
-        outcomes = {}
-        for setting in progress(present):
-            lines, error = _process(setting, job)
-            read = {line.pop("file"): Outcome(**line) for line in lines}
-            outcomes[setting.name] = {
-                writer: _together([read.get(file, Outcome(None, None, error)) for file in files], errors[writer])
-                for writer, files in written.items()
-            }
-    return Report(codec, present, absent, outcomes, len(job["files"]), symbols)
+        return [setting for setting in settings if setting.runtime == "torch"]
+    return [replace(setting, tolerance=None) for setting in settings] if _is_quantised(codec) else settings
 
 
 def _is_quantised(model: str) -> bool:
@@ -233,148 +236,45 @@ def _together(outcomes: list[Outcome], error: str) -> Outcome:
     return Outcome(sum(symbols for symbols, _ in numbers), max(deviation for _, deviation in numbers))
 
 
-def _process(setting: Setting, job: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """What a new process says of a job in a setting, line by line, and how it failed if it did."""
-    threads = {name: str(setting.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    fixed = {"MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE", "TORCHINDUCTOR_CACHE_DIR": job["folder"]}
-    environment = {**os.environ, **threads, **fixed, **setting.environment}
-    command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "bayesq.bench.exactness"]
-    task = json.dumps({"setting": asdict(setting), **job})
-    done = subprocess.run(command, input=task, capture_output=True, text=True, env=environment)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode == 0:
-        return lines, ""
-    said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    return lines, f"{setting.name}: the process died: {said[-1][:200]}"
+class Process:
+    """A process in a setting, which starts with its first job and does one after the other."""
 
+    def __init__(self, setting: Setting, folder: str) -> None:
+        self._setting, self._folder = setting, folder
+        self._log = Path(folder, f"{setting.name}.log")
+        self._process: subprocess.Popen[str] | None = None
 
-# In the processes --------------------------------------------------------------------------------------------------
+    def __enter__(self) -> Process:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.communicate()
 
-class Subject(Protocol):
-    """A codec under test."""
+    def do(self, job: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+        """What it says of a job, line by line, and how it failed if it did."""
+        self._process = self._process or self._start()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+        lines: list[dict[str, Any]] = []
+        for text in self._process.stdout:
+            line = json.loads(text) if text.startswith("{") else {}
+            if "failed" in line:
+                return lines, self._blamed(line["failed"])
+            if line:
+                lines.append(line | {"error": self._blamed(line["error"])})
+        said = self._log.read_text(errors="replace").strip().splitlines() or [f"exit status {self._process.wait()}"]
+        return lines, self._blamed(f"the process died: {said[-1][:200]}")
 
-    def write(self, x: Tensor) -> bytes:
-        """The file of a picture ``(1, 3, H, W)``."""
+    def _blamed(self, error: str) -> str:
+        return error and f"{self._setting.name}: {error}"
 
-    def read(self, data: bytes, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """The symbols of a file, and its picture."""
-
-
-class Ours:
-    """bayesq's codec."""
-
-    def __init__(self, model: str, quality: float, setting: Setting) -> None:
-        import torch
-
-        from bayesq import runtime, zoo
-        from bayesq.quality import level_of
-
-        self.codec, self.level = zoo.load(model), level_of(quality)
-        if setting.other_layout:
-            self.codec.to(memory_format=torch.contiguous_format)
-        if setting.runtime == "compile":
-            plain = runtime.plain(self.codec)
-            self.codec.runtime = runtime.Runtime("compile", plain.analysis, torch.compile(self.codec.synthesis))
-        else:
-            self.codec.runtime = runtime.RUNTIMES[setting.runtime](self.codec)
-
-    def write(self, x: Tensor) -> bytes:
-        return self.codec.compress(x, self.level)
-
-    def read(self, data: bytes, height: int, width: int) -> tuple[Tensor, Tensor]:
-        import torch
-
-        from bayesq import prior
-        from bayesq.networks.integer import exact_arithmetic
-
-        walk = lambda: self.codec.walk(1, height, width, torch.tensor([self.level]))  # noqa: E731
-        symbols = []
-
-        def answer(part: int, conditional: prior.Conditional) -> Tensor:
-            symbols.append(conditional.quantizer().index(values[part]).flatten())
-            return values[part]
-
-        with exact_arithmetic(), torch.inference_mode():
-            values = prior.decode(walk(), data)
-            prior.drive(walk(), answer)
-        return torch.cat(symbols), self.codec.decompress(data, height, width, self.level)
-
-
-class CompressAI:
-    """``mbt2018-mean`` (N = 128, M = 192), as CompressAI codes with it.
-
-    Its weights are random, but for gains by which latents and scales take the range that those of trained models do.
-    """
-
-    LATENT_GAIN, SCALE_GAIN = 256.0, 256.0
-
-    def __init__(self, setting: Setting) -> None:
-        import torch
-        from compressai.models import MeanScaleHyperprior
-
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            model = MeanScaleHyperprior(128, 192).eval().requires_grad_(False)
-        model.g_a[-1].weight.mul_(self.LATENT_GAIN)
-        model.h_s[-1].weight.mul_(self.SCALE_GAIN)
-        model.update()
-        self.model = model.to(memory_format=torch.channels_last) if setting.other_layout else model
-
-    def write(self, x: Tensor) -> bytes:
-        y, z = self.model.compress(x)["strings"]
-        return len(y[0]).to_bytes(4, "little") + y[0] + z[0]
-
-    def read(self, data: bytes, height: int, width: int) -> tuple[Tensor, Tensor]:
-        size = int.from_bytes(data[:4], "little")
-        y, z, model = data[4 : 4 + size], data[4 + size :], self.model
-        z_hat = model.entropy_bottleneck.decompress([z], (height // 64, width // 64))
-        scales, means = model.h_s(z_hat).chunk(2, 1)
-        indexes = model.gaussian_conditional.build_indexes(scales)
-        y_hat = model.gaussian_conditional.decompress([y], indexes, means=means)
-        return (y_hat - means).round().int().flatten(), model.g_s(y_hat).clamp(0, 1)
-
-
-def work(task: dict[str, Any]) -> None:
-    """Writes files or, if some are named, reads them. Prints a line of JSON on each."""
-    import numpy as np
-    import torch
-
-    from bayesq.io import read_image, to_tensor
-
-    setting, folder = Setting(**task["setting"]), Path(task["folder"])
-    torch.set_num_threads(setting.threads)
-    subject: Subject
-    subject = CompressAI(setting) if task["codec"] == COMPRESSAI else Ours(task["codec"], task["quality"], setting)
-    with torch.inference_mode():
-        if "files" not in task:
-            for path in task["pictures"]:
-                image = read_image(path)
-                width, height = (min(SIDE, side // 64 * 64) or side for side in image.size)
-                left, top = (image.width - width) // 2, (image.height - height) // 2
-                data = subject.write(to_tensor(image.crop((left, top, left + width, top + height))))
-                name = hashlib.sha256(data).hexdigest()
-                symbols, picture = subject.read(data, height, width)
-                if not (folder / name).exists():
-                    (folder / name).write_bytes(data)
-                    np.savez(folder / f"{name}.npz", symbols=symbols.numpy(), picture=picture.numpy())
-                _tell({"file": name, "symbols": symbols.numel()})
-        for name in task.get("files", ()):
-            expected = np.load(folder / f"{name}.npz")
-            try:
-                symbols, picture = subject.read((folder / name).read_bytes(), *expected["picture"].shape[-2:])
-            except (BayesqError, RuntimeError, ValueError) as error:
-                _tell({"file": name, "symbols": None, "deviation": None, "error": f"{setting.name}: {error}"})
-                continue
-            difference = np.abs(picture.numpy() - expected["picture"])
-            deviation = np.nan_to_num(difference, nan=1.0).max() / STEP  # garbled latents may overflow
-            differing = np.count_nonzero(symbols.numpy() != expected["symbols"])
-            _tell({"file": name, "symbols": differing, "deviation": float(deviation)})
-
-
-def _tell(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
-
-
-if __name__ == "__main__":
-    work(json.load(sys.stdin))
+    def _start(self) -> subprocess.Popen[str]:
+        threads = {name: str(self._setting.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        fixed = {"MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE", "TORCHINDUCTOR_CACHE_DIR": self._folder}
+        environment = {**os.environ, **threads, **fixed, **self._setting.environment}
+        command = [sys.executable, "-m", "bayesq.bench.exactness_process", json.dumps(asdict(self._setting))]
+        pipe = subprocess.PIPE
+        with self._log.open("wb") as log:
+            return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=environment)

@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     pictures = bench.pictures(args.folder or data_dir(), args.limit)
     settings = [known[name] for name in names]
     codecs = [args.model] if args.alone else [args.model, exactness.COMPRESSAI]
+    progress = partial(tqdm, unit="process", leave=False, disable=True if args.quiet else None)
     reports = []
-    for codec in codecs:
-        progress = partial(tqdm, desc=codec, unit="process", leave=False, disable=True if args.quiet else None)
-        reports.append(exactness.run(codec, pictures, args.quality, settings, progress))
+    for report in exactness.run(codecs, pictures, args.quality, settings, progress):
+        reports.append(report)
         if not args.json:
-            print(reports[-1].text(), end="\n\n")
+            print(report.text(), end="\n\n")
     ours = reports[0]
     if args.json:
         counts = [{"garbled": report.garbled, "deviating": report.deviating} for report in reports]
