@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
@@ -47,6 +47,33 @@ class Picture(Protocol):
 
     def crop(self, box: Box, /) -> Image.Image:
         """A copy of a part: left, top, right and bottom, pixels."""
+
+
+@dataclass(frozen=True)
+class Normalized:
+    """A Pillow image in the mode that `bayesq.io.normalized` gives it, converted part by part: it is held once.
+
+    Raises:
+        ImageError: the picture has more than 8 bits a sample, or no pixels.
+    """
+
+    image: Image.Image
+
+    @cached_property
+    def mode(self) -> str:
+        width, height = self.size
+        return normalized(self.image.crop((0, 0, min(width, 1), min(height, 1)))).mode
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.size
+
+    @property
+    def info(self) -> Mapping[Any, Any]:
+        return self.image.info
+
+    def crop(self, box: Box) -> Image.Image:
+        return normalized(self.image.crop(box))
 
 
 class SamplingCodec(TileCodec, Protocol):
@@ -114,12 +141,12 @@ def encode(image: Picture, codec: TileCodec, quality: float, effort: int = 1, *,
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} × {height} pixels exceed the limit of {MAX_PIXELS}")
-    pixels = normalized(image) if isinstance(image, Image.Image) else image
+    pixels = Normalized(image) if isinstance(image, Image.Image) else image
+    mode = Mode.RGB if pixels.mode.startswith("RGB") else Mode.GREY
     chunks = _metadata(image)
     if pixels.mode.endswith("A"):
         strips = ((0, top, width, min(top + STRIP, height)) for top in range(0, height, STRIP))
         chunks[ALPHA] = bitstream.pack_plane(pixels.crop(strip).getchannel("A").tobytes() for strip in strips)
-    mode = Mode.RGB if pixels.mode.startswith("RGB") else Mode.GREY
     sides = (tile_side(side, codec.multiple) for side in pixels.size)
     header = Header(width, height, mode, level, codec.model_id, *sides)
     compress = codec.compress

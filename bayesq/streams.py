@@ -1,7 +1,8 @@
 """Large pictures from disk and to disk: read by the tile and written by the band, never held whole.
 
 Files whose pixels are not compressed (TIFF, BMP, PPM) are read where a tile lies; of other formats Pillow must decode
-all. PNG and PPM are written row after row. Whatever else there is goes the plain way, through a picture in memory.
+all, at up to four bytes a pixel. PNG and PPM are written row after row. Whatever else there is goes the plain way,
+through a picture in memory.
 """
 
 from __future__ import annotations

@@ -77,11 +77,14 @@ def test_alpha_is_lossless_at_any_quality(mode):
     assert result.tobytes() != image.tobytes()
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "CMYK", "YCbCr"])
-def test_other_modes_come_back_as_normalized(mode):
-    image = noise("RGB", 9, 6).convert(mode)
+@pytest.mark.parametrize("size", [(9, 6), (40, 20)])
+@pytest.mark.parametrize("mode", ["1", "P", "PA", "CMYK", "YCbCr", "HSV", "RGBa"])
+def test_other_modes_come_back_as_normalized(mode, size, monkeypatch):
+    monkeypatch.setattr(tiling, "TILE", 16)
+    alpha = mode in ("PA", "RGBa")
+    image = noise("RGBA" if alpha else "RGB", *size).convert(mode)
     result = files.decode(files.encode(image, CODEC, 100), CODEC)
-    assert result.mode == ("L" if mode == "1" else "RGB")
+    assert result.mode == ("L" if mode == "1" else "RGBA" if alpha else "RGB")
     assert result.tobytes() == normalized(image).tobytes()
 
 
