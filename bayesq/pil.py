@@ -33,6 +33,7 @@ class BqImageFile(ImageFile.ImageFile):
 
     format = FORMAT
     format_description = "bayesq learned image compression"
+    fp: IO[bytes] | None = None  # where Pillow sets none: in copies
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -77,10 +78,10 @@ def _save(image: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
         value = options.get(key, picture.info.get(key))
         picture.info[key] = value.tobytes() if isinstance(value, Image.Exif) else value
     try:
-        codec = zoo.shared(options.get("model", "base"))
+        codec = zoo.shared(str(options.get("model", "base")))
         data = files.encode(picture, codec, options.get("quality", 75), options.get("effort", 1))
     except ImageError as error:
-        raise OSError(f"cannot write {os.fsdecode(filename)} as {FORMAT}: {error}") from error
+        raise OSError(f"cannot write {os.fsdecode(filename) or 'a picture'} as {FORMAT}: {error}") from error
     except ModelError as error:
         raise ValueError(str(error)) from error
     fp.write(data)

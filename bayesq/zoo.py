@@ -29,6 +29,7 @@ KINDS = "denoiser", "cap", "flow"
 """Of models that are no codecs; their weights files are of format ``bayesq-KIND-N``."""
 HEAD_MAX = 2**24
 _loading = Lock()
+_importer = os.getpid()
 log = logging.getLogger(__name__)
 
 
@@ -97,11 +98,14 @@ def load(name: str = "base") -> Codec:
 def shared(name: str = "base") -> Codec:
     """The same codec for all who ask in this process, read once: for many pictures in a row. Nobody may change it.
 
+    In a process that was forked after this module's import torch gets one thread: it would wait forever for those of
+    its parent, which are not copied.
+
     Raises:
         ModelError: as ``load``.
     """
     with _loading:
-        return _loaded(name, sha256(name))
+        return _loaded(name, sha256(name), os.getpid())
 
 
 def denoiser(name: str = "denoiser") -> Denoiser:
@@ -162,8 +166,17 @@ def kind(name: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str, _sha256: str) -> Codec:
-    return load(name)
+def _loaded(name: str, _sha256: str, process: int) -> Codec:
+    if process == _importer:
+        return load(name)
+    import torch
+
+    from bayesq.runtime import plain
+
+    torch.set_num_threads(1)
+    codec = load(name)
+    codec.runtime = plain(codec)  # OpenVINO would wait as well
+    return codec
 
 
 @lru_cache(maxsize=4)

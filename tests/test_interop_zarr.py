@@ -100,7 +100,9 @@ def test_what_is_no_picture_is_refused(chunk, reason, model):
 
 
 @pytest.mark.parametrize("kind", [Bq, BqCodec])
-@pytest.mark.parametrize("options", [{"quality": 101}, {"model": "somewhere/weights.safetensors"}])
+@pytest.mark.parametrize(
+    "options", [{"quality": 101}, {"quality": "75"}, {"model": "x/a.safetensors"}, {"model": None}]
+)
 def test_what_cannot_be_configured_is_refused(kind, options):
     with pytest.raises(ModelError):
         kind(**options)
@@ -122,8 +124,29 @@ def test_a_damaged_chunk_is_an_error(form, model, tmp_path):
         zarr.open_array(tmp_path / "a.zarr", mode="r")[:]
 
 
-def test_a_chunk_of_another_size_is_an_error(model, tmp_path):
+@pytest.mark.parametrize("other", [(40, 40), (40, 48), (24, 80), (64, 10, 3)])
+def test_a_chunk_of_another_shape_is_an_error(other, model, tmp_path):
     create(3, (48, 40), (48, 40), model, tmp_path / "a.zarr")[:] = pixels((48, 40))
-    (tmp_path / "a.zarr" / "c" / "0" / "0").write_bytes(Bq(90, model).encode(pixels((48, 40))[:40]))
+    (tmp_path / "a.zarr" / "c" / "0" / "0").write_bytes(Bq(90, model).encode(np.zeros(other, np.uint8)))
     with pytest.raises(BitstreamError, match="stands where a chunk"):
         zarr.open_array(tmp_path / "a.zarr", mode="r")[:]
+
+
+@pytest.mark.parametrize("options", [{"chunks": (33, 27, 3)}, {"chunks": (24, 20, 3), "shards": (48, 40, 3)}])
+def test_parts_are_read_and_written_across_odd_chunks_and_within_shards(options, model):
+    array = zarr.create_array(
+        {}, shape=(48, 40, 3), dtype="uint8", serializer=BqCodec(90, model), compressors=None, fill_value=9, **options
+    )
+    values = pixels((48, 40, 3))
+    array[:48, :40] = values
+    assert psnr(values[10:40, 5:35], array[10:40, 5:35]) > FLOOR
+    assert np.array_equal(array[10:40, 5:35], array[:][10:40, 5:35])
+
+
+def test_colours_come_first_behind_a_filter(model):
+    values = pixels((48, 40, 3)).transpose(2, 0, 1)
+    last = zarr.codecs.TransposeCodec(order=(1, 2, 0))
+    array = zarr.create_array(
+        {}, data=values, chunks=(3, 48, 40), filters=last, serializer=BqCodec(90, model), compressors=None
+    )
+    assert psnr(values, array[:]) > FLOOR

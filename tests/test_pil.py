@@ -1,7 +1,10 @@
 """``.bq`` files as pictures among Pillow's."""
 
+import copy
 import io
 import json
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -118,8 +121,11 @@ def test_quality_is_what_costs(model):
     [
         (Image.new("I;16", (8, 8)), {}, OSError),
         (Image.new("RGB", (8, 8)), {"quality": 101}, ValueError),
+        (Image.new("RGB", (8, 8)), {"quality": "75"}, ValueError),
+        (Image.new("RGB", (8, 8)), {"quality": None}, ValueError),
         (Image.new("RGB", (8, 8)), {"effort": 0}, ValueError),
         (Image.new("RGB", (8, 8)), {"model": "nonsense"}, ValueError),
+        (Image.new("RGB", (8, 8)), {"model": None}, ValueError),
     ],
 )
 def test_what_cannot_be_saved_leaves_no_file(image, options, error, model, tmp_path):
@@ -159,6 +165,32 @@ def test_an_absent_model_is_an_oserror(saved, monkeypatch):
     monkeypatch.delenv("BAYESQ_MODELS")
     with Image.open(saved[1]) as opened, pytest.raises(OSError, match="no model with id"):
         opened.load()
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda image: pickle.loads(pickle.dumps(image))])
+def test_copies_hold_the_same_pixels(saved, copied, loaded):
+    with Image.open(saved[1]) as opened:
+        if loaded:
+            opened.load()
+        twin = copied(opened)
+        assert twin.tobytes() == opened.tobytes()
+        assert (twin.mode, twin.size, twin.info) == (opened.mode, opened.size, opened.info)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_forked_processes_read_what_their_parent_has_read_before(saved, model):
+    code = (
+        "import multiprocessing, os, sys; from PIL import Image; import torch; import bayesq.pil\n"
+        "torch.set_num_threads(2)\n"
+        "read = lambda: Image.open(sys.argv[1]).tobytes()\n"
+        "torch.ones(1 << 20).exp()\n"  # with both threads
+        "expected, end = read(), multiprocessing.get_context('fork').Pipe()\n"
+        "child = os.fork()\n"
+        "if child == 0: torch.ones(1); end[1].send_bytes(read()); os._exit(0)\n"
+        "sys.exit(not (end[0].poll(60) and end[0].recv_bytes() == expected))"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(saved[1])], check=True)
 
 
 def test_registering_twice_is_registering_once():

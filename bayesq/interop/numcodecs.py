@@ -32,13 +32,15 @@ class Bq(Codec):
             ``BAYESQ_MODELS``. A reader needs the model that the chunks themselves name.
 
     Raises:
-        ModelError: the quality is out of range, or the model is a path.
+        ModelError: the quality is out of range, or the model is no name.
     """
 
     codec_id = "bayesq"
 
     def __init__(self, quality: float = 75, model: str = "base") -> None:
         level_of(quality)
+        if not isinstance(model, str):
+            raise ModelError(f"arrays name a model, not {model!r}")
         if model.endswith(".safetensors"):
             raise ModelError("arrays name a model, not its file: list the file in BAYESQ_MODELS")
         self.quality, self.model = quality, model

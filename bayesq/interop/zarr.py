@@ -31,7 +31,7 @@ class BqCodec(ArrayBytesCodec):
     """Codes uint8 chunks (1, …, H, W, 3) or (1, …, H, W) with loss; see `bayesq.interop.numcodecs.Bq`.
 
     Raises:
-        ModelError: the quality is out of range, or the model is a path.
+        ModelError: the quality is out of range, or the model is no name.
         ImageError: when an array is created, its type is not uint8; when a chunk is written, it is no picture.
     """
 
@@ -63,6 +63,7 @@ class BqCodec(ArrayBytesCodec):
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         pixels = await asyncio.to_thread(Bq(self.quality, self.model).decode, chunk_data.to_bytes())
-        if pixels.size != np.prod(chunk_spec.shape):
-            raise BitstreamError(f"a picture {pixels.shape} stands where a chunk {chunk_spec.shape} should")
-        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(chunk_spec.shape))
+        shape = chunk_spec.shape
+        if shape[-pixels.ndim :] != pixels.shape or any(length != 1 for length in shape[: -pixels.ndim]):
+            raise BitstreamError(f"a picture {pixels.shape} stands where a chunk {shape} should")
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels.reshape(shape))
