@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bayesq import operators
 from bayesq.inference import MALA, ULA, VBLE, Algorithm, MAPz, Posterior, VBLExz
+from bayesq.likelihoods import from_physics
+from bayesq.runtime import RUNTIMES
 
 SEARCHES = [VBLE, MAPz, VBLExz]
 ALGORITHMS = [*SEARCHES, MALA, ULA]
@@ -102,6 +104,24 @@ def test_batch_is_as_good_as_one_by_one():
         return algorithm.cells(run(algorithm, y, 30)[0])[0].centre
 
     torch.testing.assert_close(centre(y), torch.cat([centre(y[:1]), centre(y[1:])]), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 40 * 56, 2**17])
+@pytest.mark.parametrize("name", ["torch", "bfloat16"])
+def test_draws_decoded_together_are_those_decoded_alone(name, at_once, tiny_codec, monkeypatch):
+    """Whatever level and draw they are of, but for what the runtime rounds: 8-bit steps at most."""
+    monkeypatch.setattr("bayesq.inference.base.AT_ONCE", at_once)
+    codec = tiny_codec.exported()
+    codec.runtime = RUNTIMES[name](codec)
+    physics, size = operators.denoise((32, 52), SIGMA), (32, 52)
+    level = torch.tensor([60, 200])
+    target = Posterior(torch.zeros(2, 3, *size), from_physics(physics), codec, level, size, offset=(8, 4))
+    generator = torch.Generator().manual_seed(0)
+    draws = [5 * torch.randn(3, *value.shape, generator=generator) for value in target.encode(target.y)]
+    alone = torch.stack([target.picture([values[n] for values in draws]) for n in range(3)])
+    together = target.pictures(draws)
+    assert together.shape == (3, 2, 3, *size)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5 if name == "torch" else 1 / 255)
 
 
 def test_weight_tempers_the_prior():

@@ -23,6 +23,8 @@ from bayesq.likelihoods import DecoderError, Likelihood
 from bayesq.prior import Walk, log_density
 
 State = TypeVar("State")
+AT_ONCE = 1 << 17
+"""Pixels of the pictures that are decoded at once, of one picture at least."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,24 @@ class Posterior:
         """g_s of latents in the order of the walk: ``(B, 3, H, W)``, not clipped."""
         top, left = self.offset
         return self.model.picture(values, *self._grid_size, self.level)[..., top:, left:]
+
+    @torch.no_grad()
+    def pictures(self, draws: Sequence[Tensor]) -> Tensor:
+        """g_s of n draws of all latents in the order of the walk, by the runtime that decodes files.
+
+        Args:
+            draws: Each ``(n, B, C, h, w)``.
+
+        Returns:
+            ``(n, B, 3, H, W)``, not clipped.
+        """
+        (top, left), (height, width) = self.offset, self._grid_size
+        z = self.model.prior.image_latent([values.flatten(0, 1) for values in draws])
+        levels = self.level.repeat(len(draws[0]))
+        count = max(1, AT_ONCE // (height * width))
+        parts = zip(z.split(count), levels.split(count), strict=True)
+        found = [self.model.runtime.synthesis(*part)[..., top:height, left:width] for part in parts]
+        return torch.cat(found).unflatten(0, draws[0].shape[:2])
 
     def complete(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """From x = g_s(z) to draws of p(x | y, z), without a generator its means, where the decoder is said to err."""

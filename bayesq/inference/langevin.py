@@ -121,14 +121,13 @@ class _Langevin(ABC):
 
     def sample(self, state: Search | Chain, n: int, generator: torch.Generator) -> Tensor:
         chain = state if isinstance(state, Chain) else self._chain(state, generator)
-        pictures = []
+        draws = []
         for _ in range(n):
             for _ in range(self.thinning):
                 chain = replace(self._move(chain, generator)[0], log_step=chain.log_step)
-            with torch.no_grad():
-                picture = self.posterior.picture(chain.point.values)
-                pictures.append(self.posterior.complete(picture, generator).clamp(0, 1))
-        return torch.stack(pictures)
+            draws.append(chain.point.values)
+        pictures = self.posterior.pictures([torch.stack(values) for values in zip(*draws, strict=True)])
+        return torch.stack([self.posterior.complete(x, generator).clamp(0, 1) for x in pictures])
 
     def _chain(self, search: Search, generator: torch.Generator) -> Chain:
         cells = [Cell(cell.centre.detach(), cell.width.detach()) for cell in search.cells]

@@ -132,6 +132,5 @@ def cosine(rate: float, count: int, steps: int) -> float:
 
 @torch.no_grad()
 def _decode(posterior: Posterior, state: Search, n: int, generator: torch.Generator) -> Tensor:
-    cells = state.cells
-    draws = ([cell.sample(1, generator)[0] for cell in cells] for _ in range(n))
-    return torch.stack([posterior.complete(posterior.picture(z), generator).clamp(0, 1) for z in draws])
+    pictures = posterior.pictures([cell.sample(n, generator) for cell in state.cells])
+    return torch.stack([posterior.complete(x, generator).clamp(0, 1) for x in pictures])

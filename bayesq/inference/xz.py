@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -187,7 +187,8 @@ class VBLExz:
     def step(self, state: Joint, generator: torch.Generator) -> tuple[Joint, Info]:
         weight, cells, factor = self.posterior.prior_weight, state.cells, state.factor
         values = [cell.sample(1, generator)[0] for cell in cells]
-        log_likelihood = self.posterior.log_likelihood_of_picture(self._stray(state, values, generator))
+        picture = self.posterior.picture(values)
+        log_likelihood = self.posterior.log_likelihood_of_picture(self._stray(state, picture, generator))
         log_prior = self.posterior.log_prior(values)
         entropy = torch.stack([cell.width.log().flatten(1).sum(1) for cell in cells]).sum(0)
         divergence = (factor.square() - 1 - 2 * factor.log()).flatten(1).sum(1) / 2
@@ -206,11 +207,10 @@ class VBLExz:
 
     @torch.no_grad()
     def sample(self, state: Joint, n: int, generator: torch.Generator) -> Tensor:
-        draws = ([cell.sample(1, generator)[0] for cell in state.cells] for _ in range(n))
-        return torch.stack([self._stray(state, values, generator).clamp(0, 1) for values in draws])
+        pictures = self.posterior.pictures([cell.sample(n, generator) for cell in state.cells])
+        return torch.stack([self._stray(state, picture, generator).clamp(0, 1) for picture in pictures])
 
-    def _stray(self, state: Joint, values: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        """A draw of q(x | z)."""
-        picture = self.posterior.picture(values)
+    def _stray(self, state: Joint, picture: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw of q(x | z), the picture being g_s(z)."""
         deviation = state.factor * self._errors(picture.detach(), self.posterior.level)
         return picture + deviation * torch.randn(picture.shape, generator=generator).to(picture)

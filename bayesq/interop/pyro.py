@@ -128,6 +128,4 @@ def nuts(
         chain = MCMC(NUTS(model, **options), samples, warmup, initial_params=model.start, disable_progbar=True)
         chain.run()
     draws = chain.get_samples()
-    with torch.no_grad():
-        pictures = [posterior.picture([draws[name][n] for name in model.start]) for n in range(samples)]
-    return torch.stack(pictures).clamp(0, 1)
+    return posterior.pictures([draws[name] for name in model.start]).clamp(0, 1)
