@@ -172,6 +172,36 @@ def test_a_realistic_picture_has_more_detail(mode, spoilt, tmp_path, capsys):
     assert "twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_error_bars_can_be_those_of_a_cap(mode, photo, tmp_path, capsys):
+    """They are about as wide as what the draws say, and need none."""
+    read_image(photo).convert(mode).save(photo)
+    y, x, std = (tmp_path / f"{name}.png" for name in ("y", "x", "std"))
+    assert main(["degrade", "denoise", str(photo), str(y), *NOISE, "--quiet"]) == 0
+    argv = ["restore", "denoise", str(y), str(x), *NOISE, "--std", str(std), "--json", "--quiet"]
+    levels = []
+    for own in ([], ["--error-bars", "cap"], ["--error-bars", "cap", "--point", "--steps", "2"]):
+        assert main([*argv, *own]) == 0
+        white = json.loads(capsys.readouterr().out)["std_white"]
+        assert read_image(std).mode == "L" and read_image(std).size == read_image(x).size
+        levels.append(white * np.asarray(read_image(std)).mean() / 255)
+    assert levels[1] == pytest.approx(levels[0], rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("denoise", ["--error-bars", "cap"], "give --std too"),
+        ("superres", ["--error-bars", "cap", "--std", "std.png"], "noise alone"),
+        ("denoise", ["--error-bars", "flow", "--std", "std.png"], "not the weights of a cap"),
+    ],
+)
+def test_a_cap_that_does_not_fit_is_told(task, options, message, spoilt, hasty, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert hasty(task, spoilt, "x.png", *NOISE, *options) == 1
+    assert message in capsys.readouterr().err and not Path("x.png").exists()
+
+
 def test_quality_can_be_chosen(spoilt, hasty, tmp_path, capsys, monkeypatch):
     steps = []
 

@@ -4,12 +4,11 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bayesq.cli import common, folders, tasks
+from bayesq.cli import common, folders, overlays, tasks
 from bayesq.errors import BayesqError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from bayesq.large import LargeRestoration
     from bayesq.restore import Restoration
@@ -61,9 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
             help="the most probable latents alone, without uncertainty: --algorithm map",
         )
         task.add_argument("--std", metavar="STD.png", help="write a map of the standard deviation, white: the largest")
-        task.add_argument(
-            "--realistic", metavar="FILE", help="write a picture with the texture that the mean leaves out"
-        )
+        overlays.add_options(task)
         task.add_argument("--save-samples", metavar="DIR", help="write the draws as pictures")
         folders.add_options(task)
         common.add_output_options(task)
@@ -249,28 +246,19 @@ def _tell(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     common.say(args, f"Noise {255 * summary['noise']:.2f}/255, {prior}.")
 
 
-def _realistic(mean: "Tensor", seed: int) -> "Tensor":
-    """The mean with texture; grey stays grey."""
-    import torch
-
-    from bayesq import zoo
-
-    picture = zoo.flow().sample(mean.expand(-1, 3, -1, -1), generator=torch.Generator().manual_seed(seed))
-    return (picture if mean.shape[1] == 3 else picture.mean(1, keepdim=True)).clamp(0, 1)
-
-
 def quality_or_auto(text: str) -> float | str:
     """Argument type: a quality, or that it is to be chosen."""
     return AUTO if text == AUTO else common.quality(text)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.algorithm in ALGORITHMS and not ALGORITHMS[args.algorithm].spreads and (args.std or args.save_samples):
+    drawn = args.save_samples or (args.std and not args.error_bars)
+    if args.algorithm in ALGORITHMS and not ALGORITHMS[args.algorithm].spreads and drawn:
         raise BayesqError("a point estimate has no spread: leave out --std and --save-samples, or take another")
 
     if folders.is_folder(args):
-        if args.std or args.realistic or args.save_samples:
-            raise BayesqError("--std, --realistic and --save-samples are for single pictures")
+        if args.std or args.realistic or args.error_bars or args.save_samples:
+            raise BayesqError("--std, --realistic, --error-bars and --save-samples are for single pictures")
         from bayesq.cli.restore_files import RestoreFiles
 
         return folders.run(args, RestoreFiles(args))
@@ -287,16 +275,19 @@ def run(args: argparse.Namespace) -> int:
     for path, its in ((args.output, mode), (args.realistic, mode), (args.std, "L")):
         if path:
             check_format(path, its)
+    cap = overlays.cap_of(args, measurement.task)
     restoration, summary = infer_any(args, measurement)
     summary["mode"] = image.mode
     write_image(like(restoration.mean, image), args.output)
     if args.std:
-        deviation = restoration.std.square().mean(1, keepdim=True).sqrt()
+        std = overlays.deviation(cap, restoration.mean, summary["noise"]) if cap else restoration.std
+        deviation = std.square().mean(1, keepdim=True).sqrt()
         white = common.write_deviation(deviation, args.std, image.info.get("exif"))
-        summary |= {"std": args.std, "samples": args.samples, "std_white": white}
-        common.say(args, f"Standard deviation of {args.samples} draws in {args.std}, white: {white:.4f}.")
+        source = args.error_bars or f"{args.samples} draws"
+        summary |= {"std": args.std, "samples": args.samples, "std_white": white, "error_bars": args.error_bars}
+        common.say(args, f"Standard deviation of {source} in {args.std}, white: {white:.4f}.")
     if args.realistic:
-        write_image(like(_realistic(restoration.mean, args.seed), image), args.realistic)
+        write_image(like(overlays.realistic(restoration.mean, args.seed), image), args.realistic)
         summary["realistic"] = args.realistic
     if args.save_samples and isinstance(restoration, Restoration):  # large ones keep none, and have said so
         common.write_samples((like(draw, image) for draw in restoration.samples), args.save_samples)
