@@ -1,18 +1,38 @@
 """Samplers against posteriors that are known: moments, simulation-based calibration, and each other."""
 
+from collections.abc import Callable
+
+import pyro
 import pytest
 import torch
 from compressai.models import JointAutoregressiveHierarchicalPriors, MeanScaleHyperprior
-from linear_gaussian import OPERATORS, ScalePrior, exact, grey, latents, measure, posterior, prior_draws, run
+from linear_gaussian import (
+    OPERATORS,
+    STEP,
+    VARIANCE,
+    Blocks,
+    ScalePrior,
+    exact,
+    grey,
+    latents,
+    measure,
+    posterior,
+    prior_draws,
+    run,
+)
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.optim import ClippedAdam
 from scipy import stats
 from torch import Tensor
 
 from bayesq import operators
 from bayesq.codec import Codec
-from bayesq.inference import MALA, ULA, VBLE, MAPz, Posterior, REDDiff, ScoreDVI, VBLExz
-from bayesq.interop.pyro import nuts
+from bayesq.inference import DAPS, MALA, ULA, VBLE, MAPz, Posterior, REDDiff, ScoreDVI, VBLExz
+from bayesq.interop.pyro import Model, nuts
 from bayesq.likelihoods import from_physics
 
+Sampler = Callable[[Posterior, Tensor, int], Tensor]
 ALGORITHMS = [VBLE, VBLExz, MAPz, MALA, ULA, REDDiff, ScoreDVI]
 
 
@@ -45,16 +65,77 @@ def test_samples_have_the_exact_moments(sampler, name):
     assert correlation.square().mean() < 2 / (chains * samples)
 
 
-@pytest.mark.parametrize(("sampler", "count"), [(mala, 200), (no_u_turns, 40)])
-def test_ranks_are_uniform(sampler, count):
-    """Simulation-based calibration (Talts et al. 2018): truths from the prior rank evenly among their samples."""
-    physics = OPERATORS["deblur"](4)
+def cells(target: Posterior, x0: Tensor, samples: int) -> Tensor:
+    algorithm = VBLE(target, 300)
+    state, _, generator = run(algorithm, x0, 300)
+    return algorithm.sample(state, samples, generator)
+
+
+def normal_guide(target: Posterior, x0: Tensor, samples: int) -> Tensor:
+    """Independent normal laws by stochastic variational inference; the generator is Pyro's own."""
+    with torch.random.fork_rng(devices=[]):
+        pyro.set_rng_seed(0)
+        pyro.clear_param_store()
+        model = Model(target, x0)
+        guide = AutoNormal(model, init_scale=1.0)
+        svi = SVI(model, guide, ClippedAdam({"lr": 0.1, "lrd": 0.99}), Trace_ELBO())
+        for _ in range(300):
+            svi.step()
+        return torch.stack([target.picture(list(guide().values())).detach() for _ in range(samples)])
+
+
+def annealing(target: Posterior, x0: Tensor, samples: int) -> Tensor:
+    """With the exact denoiser of the prior's pictures."""
+    algorithm = DAPS(target, 1, WhiteDenoiser())
+    state, _, generator = run(algorithm, x0, 1)
+    return algorithm.sample(state, samples, generator)
+
+
+class WhiteDenoiser:
+    def moments(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        kept = STEP**2 * VARIANCE / (STEP**2 * VARIANCE + sigma**2)
+        return 0.5 + kept * (x - 0.5), (sigma * kept**0.5).expand_as(x[:, :1])
+
+
+RANDOM = torch.linalg.qr(torch.randn(48, 6, generator=torch.Generator().manual_seed(5))).Q
+PIXEL = Blocks()(0.5 + torch.eye(48)[:1].view(1, 3, 4, 4), None).flatten()[:, None]
+
+
+def ranks(sampler: Sampler, name: str, count: int, draws: int, directions: Tensor) -> Tensor:
+    """How often each of the ranks 0 to 7 is a truth's among its samples, along directions ``(48, k)`` of latents."""
+    physics = OPERATORS[name](4)
     truth = prior_draws(4, count)
-    y = measure(physics, truth)
-    z = latents(sampler(posterior(physics, y, 4), grey(count, 4), 7))
-    directions = torch.linalg.qr(torch.randn(48, 6, generator=torch.Generator().manual_seed(5))).Q
-    ranks = (z @ directions < truth.flatten(1) @ directions).sum(0).flatten()
-    assert stats.chisquare(torch.bincount(ranks, minlength=8).numpy()).pvalue > 0.01
+    z = latents(sampler(posterior(physics, measure(physics, truth), 4), grey(count, 4), draws))
+    below = (z @ directions < truth.flatten(1) @ directions).sum(0)
+    return torch.bincount((8 * below / (draws + 1)).long().flatten(), minlength=8)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "count", "draws", "directions"),
+    [
+        (mala, "deblur", 200, 7, RANDOM),
+        (no_u_turns, "deblur", 40, 7, RANDOM),
+        (cells, "denoise", 200, 7, RANDOM),  # sums of many uniform latents are all but normal
+        (normal_guide, "denoise", 200, 7, RANDOM),
+        (annealing, "denoise", 500, 63, PIXEL),  # its errors hang together as those of photographs, around their mean
+    ],
+)
+def test_ranks_are_uniform(sampler, name, count, draws, directions):
+    """Simulation-based calibration (Talts et al. 2018): truths from the prior rank evenly among their samples."""
+    assert stats.chisquare(ranks(sampler, name, count, draws, directions).numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize("sampler", [cells, normal_guide])
+@pytest.mark.parametrize(("place", "narrow"), [(slice(6), True), (slice(-6, None), False)])
+def test_independent_laws_are_centred_but_as_wide_in_all_directions(sampler, place, narrow):
+    """Too narrow where the posterior is widest, and too wide where it is narrowest."""
+    physics = OPERATORS["deblur"](4)
+    known = exact(physics, measure(physics, prior_draws(4)), 4)
+    found = ranks(sampler, "deblur", 200, 7, torch.linalg.eigh(known.precision).eigenvectors[:, place])
+    total = int(found.sum())
+    assert stats.binomtest(int(found[:4].sum()), total).pvalue > 0.01
+    outer = stats.binomtest(int(found[0] + found[7]), total, 0.25, "greater" if narrow else "less")
+    assert outer.pvalue < 0.01
 
 
 def test_unadjusted_chains_spread_a_little_more():
