@@ -22,12 +22,12 @@ from threading import Thread
 from typing import ClassVar, Protocol
 
 from bayesq import files, zoo
+from bayesq.cluster import connect
 from bayesq.errors import BayesqError
 from bayesq.io import SUFFIXES, atomic_write
 from bayesq.quality import level_of
 from bayesq.streams import decode_to, open_image
 
-LOCAL = "local"
 SUBMITTED = 1000
 """Files that a cluster is given at a time."""
 
@@ -176,9 +176,7 @@ def run(job: Job, pairs: Sequence[Pair], workers: int = 1, scheduler: str | None
         job: what is done.
         pairs: sources and targets, as ``plan`` gives them.
         workers: processes, of one thread each; 1: this process, with all the threads that torch takes.
-        scheduler: address of a Dask scheduler, such as ``tcp://host:8786``; then its workers do it. They see the same
-            files under the same names, have bayesq and the job's model, and do best with one thread each. ``LOCAL``
-            starts a cluster on this machine, of a worker for each processor.
+        scheduler: address of a Dask scheduler, as ``bayesq.cluster.connect`` takes it; then its workers do it.
 
     Raises:
         BayesqError: Dask is needed and not installed.
@@ -233,14 +231,10 @@ def _die_with_parent() -> None:
 
 def _on_cluster(address: str, job: Job, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Outcome | None]]:
     """Outcomes by the workers of a Dask cluster; None for a file that was with too many workers when they died."""
-    try:
-        from distributed import Client, KilledWorker, as_completed
-    except ImportError as error:
-        raise BayesqError("a cluster needs Dask: pip install 'bayesq[cluster]'") from error
     waiting = iter(pairs)
     asked = {}
-    own = {"threads_per_worker": 1, "dashboard_address": None}
-    with Client(**own) if address == LOCAL else Client(address) as client:
+    with connect(address) as client:
+        from distributed import KilledWorker, as_completed
 
         def submit(count: int) -> list:
             futures = {client.submit(do, job, *pair, pure=False): pair for pair in islice(waiting, count)}

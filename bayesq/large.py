@@ -1,13 +1,17 @@
 """Restoration of pictures of any size, piece by piece.
 
 Pieces overlap by what an operator and a prior see, and by a ramp along which one fades into the next, so that no seam
-is left. Memory is that of the result and of one piece.
+is left. Memory is that of the result and of one piece, or of some where others restore them:
+
+    with bayesq.cluster.workers("tcp://host:8786") as by:
+        restoration = bayesq.restore_large(y, physics, by=by)
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -18,9 +22,10 @@ from deepinv.physics import LinearPhysics
 from torch import Tensor
 from tqdm import tqdm
 
+from bayesq.cluster import Map
 from bayesq.errors import OperatorError
 from bayesq.likelihoods import Likelihood, from_physics, of_part
-from bayesq.operators.parts import crop, is_local, of_measurement, part, reach, size_of, unit
+from bayesq.operators.parts import Box, crop, is_local, of_measurement, part, reach, size_of, unit
 from bayesq.restore import restore
 
 SIDE = 512
@@ -47,6 +52,16 @@ class LargeRestoration:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of the measurement, and all that its restoration depends on."""
+
+    y: Tensor
+    physics: LinearPhysics
+    likelihood: Likelihood
+    seed: int
+
+
 def restore_large(
     y: Tensor,
     physics: LinearPhysics,
@@ -54,6 +69,7 @@ def restore_large(
     likelihood: Likelihood | None = None,
     side: int = SIDE,
     grey: bool = False,
+    by: Map = map,
     generator: torch.Generator | None = None,
     progress: bool = False,
     **options: Any,
@@ -69,6 +85,8 @@ def restore_large(
         likelihood: p(y | x); by default that of ``physics`` and its noise model.
         side: Side of a piece, pixels of the picture, without its surroundings; at least 64.
         grey: Whether to average the channels to one.
+        by: Restores the pieces, as ``map`` does one by one, and yields results in their order. Those of
+            ``bayesq.cluster`` do many at a time, with the same result.
         generator: Source of all randomness; by default seeded with 0.
         progress: Show a progress bar on stderr.
         **options: Keywords of ``bayesq.restore``.
@@ -89,17 +107,37 @@ def restore_large(
     around = math.ceil((reach(physics) + CONTEXT + RAMP // 2) / step) * step
     cores = list(product(_cores(height, side), _cores(width, side)))
     mean, std = (torch.zeros(len(y), 1 if grey else 3, height, width) for _ in range(2))
-    for (top, bottom), (left, right) in tqdm(cores, unit="piece", leave=False, disable=None if progress else True):
-        box = (max(0, left - around), max(0, top - around), min(width, right + around), min(height, bottom + around))
-        measured, inner = part(y, physics, box)
-        place = of_measurement(physics, box)
-        law = of_part(likelihood, inner, partial(crop, box=place))
-        found = restore(measured, inner, likelihood=law, generator=generator, **options)
-        found = found.grey() if grey else found
+    boxes = [
+        (max(0, left - around), max(0, top - around), min(width, right + around), min(height, bottom + around))
+        for (top, bottom), (left, right) in cores
+    ]
+
+    def pieces() -> Iterator[Piece]:
+        for box in boxes:
+            measured, inner = part(y, physics, box)
+            law = of_part(likelihood, inner, partial(_cut, box=of_measurement(physics, box)))
+            yield Piece(measured.clone(), inner, law, int(torch.randint(2**62, (), generator=generator)))
+
+    found = by(partial(_restored, grey=grey, options=options), pieces())
+    bar = tqdm(found, unit="piece", total=len(boxes), leave=False, disable=None if progress else True)
+    for box, ((top, bottom), (left, right)), moments in zip(boxes, cores, bar, strict=True):
         weight = _ramp(top, bottom, box[1], box[3], height)[:, None] * _ramp(left, right, box[0], box[2], width)
-        crop(mean, box).add_(weight * found.mean)
-        crop(std, box).add_(weight * found.std)
+        for whole, piece in zip((mean, std), moments, strict=True):
+            crop(whole, box).add_(weight * piece)
     return LargeRestoration(mean, std, len(cores), time.perf_counter() - began)
+
+
+def _cut(value: Tensor, box: Box) -> Tensor:
+    """A part that does not hold on to the whole."""
+    return crop(value, box).clone()
+
+
+def _restored(piece: Piece, grey: bool, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a piece."""
+    generator = torch.Generator().manual_seed(piece.seed)
+    found = restore(piece.y, piece.physics, likelihood=piece.likelihood, generator=generator, **options)
+    found = found.grey() if grey else found
+    return found.mean, found.std
 
 
 def _cores(length: int, side: int) -> list[tuple[int, int]]:

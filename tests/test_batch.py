@@ -15,8 +15,9 @@ from distributed import LocalCluster
 from PIL import Image
 
 from bayesq import batch, files, zoo
-from bayesq.batch import LOCAL, Decode, Encode, plan, run
+from bayesq.batch import Decode, Encode, plan, run
 from bayesq.cli import main
+from bayesq.cluster import LOCAL
 from bayesq.errors import BayesqError, ModelError
 from bayesq.resources import data_dir
 

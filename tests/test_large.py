@@ -1,11 +1,16 @@
 """Restoration piece by piece, against that of the whole."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import cloudpickle
 import pytest
 import torch
 from deepinv.physics import Blur, GaussianNoise, PoissonNoise
+from distributed import LocalCluster
 
 from bayesq import operators, restore
 from bayesq.cli import main
+from bayesq.cluster import AHEAD, connect, spread
 from bayesq.errors import OperatorError
 from bayesq.io import read_image, to_tensor
 from bayesq.large import RAMP, _cores, _ramp, restore_large
@@ -102,6 +107,47 @@ def test_what_cannot_be_cut_is_refused(photo):
         restore_large(photo, OPERATORS["denoise"], side=32)
 
 
+def test_a_cluster_restores_the_same_in_bounded_memory(photo):
+    made, ahead = [], []
+
+    def watched(work, items):
+        for done, result in enumerate(spread(client)(work, (made.append(item) or item for item in items))):
+            ahead.append(len(made) - done)
+            yield result
+
+    physics = OPERATORS["inpaint"]
+    y = operators.degrade(photo, physics, generator())
+    options = {"side": 64, "samples": 2, "steps": 2}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        connect(cluster.scheduler_address) as client,
+    ):
+        found = restore_large(y, physics, by=watched, **options)
+        with pytest.raises(OperatorError, match="samples"):
+            restore_large(y, physics, by=watched, **options | {"samples": 1})
+    assert len(made) >= found.pieces == 4 and max(ahead) == AHEAD
+    expected = restore_large(y, physics, **options)
+    torch.testing.assert_close((found.mean, found.std), (expected.mean, expected.std), atol=1e-4, rtol=0)
+    with ThreadPoolExecutor(1) as pool:
+        again = restore_large(y, physics, by=pool.map, **options)
+    assert torch.equal(again.mean, expected.mean) and torch.equal(again.std, expected.std)
+
+
+def test_pieces_carry_no_more_than_theirs():
+    """What is sent to another process is of the piece's size, not of the whole measurement's."""
+    sizes = []
+
+    def weighed(work, items):
+        for item in items:
+            sizes.append(len(cloudpickle.dumps(item)))
+            yield torch.zeros(1, 3, 1, 1), torch.zeros(1, 3, 1, 1)
+
+    mask = torch.ones(1000, 1000, dtype=torch.bool)
+    physics = operators.inpaint(mask, (1000, 1000), SIGMA)
+    restore_large(torch.rand(1, 3, 1000, 1000), physics, side=64, by=weighed)
+    assert len(sizes) == 15**2 and max(sizes) < 0.1 * 1000**2 * 4 * 4
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_large_pictures_are_restored_in_pieces_from_the_shell(mode, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("bayesq.large.LARGE", 100**2)
@@ -116,3 +162,14 @@ def test_large_pictures_are_restored_in_pieces_from_the_shell(mode, tmp_path, mo
     for refused in (["--save-samples", str(tmp_path / "draws")], ["-q", "auto"]):
         assert main([*argv, *refused, "--quiet"]) == 1
         assert "megapixel" in capsys.readouterr().err
+
+
+def test_a_cluster_restores_a_large_picture_from_the_shell(tmp_path, monkeypatch):
+    monkeypatch.setattr("bayesq.large.LARGE", 60**2)
+    y, x = tmp_path / "y.png", tmp_path / "x.png"
+    read_image(data_dir() / "coffee.png").crop((200, 80, 264, 144)).save(y)
+    argv = ["restore", "denoise", str(y), str(x), "--noise", "0.1", "--samples", "2", "--steps", "1", "--quiet"]
+    assert main(argv) == 0
+    alone = to_tensor(read_image(x))
+    assert main([*argv, "--scheduler", "local"]) == 0
+    assert (to_tensor(read_image(x)) - alone).abs().max() < 1.1 / 255

@@ -48,7 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="restore a degraded picture",
         description="Restores a degraded picture, with its uncertainty, or a folder of them. Grey and alpha are kept. "
         "Of a folder, all pictures below it are restored to PNG files at the same places below OUT; those that are "
-        "there already are left alone, whatever options they were made with.",
+        "there already are left alone, whatever options they were made with. Of a picture of more than a megapixel, "
+        "--scheduler is handed the pieces.",
     )
     for task in tasks.add_task_parsers(parser, run, tasks.SUMMARIES):
         add_inference_options(task)
@@ -160,6 +161,7 @@ def infer(args: argparse.Namespace, measurement: "Measurement") -> "tuple[Restor
 
 def infer_large(args: argparse.Namespace, measurement: "Measurement") -> "tuple[LargeRestoration, dict[str, Any]]":
     """The same piece by piece, for pictures of which samples would not fit into memory."""
+    from bayesq.cluster import workers
     from bayesq.large import restore_large
 
     if args.quality == AUTO:
@@ -167,7 +169,8 @@ def infer_large(args: argparse.Namespace, measurement: "Measurement") -> "tuple[
     if args.save_samples:
         raise BayesqError("samples are kept of pictures of up to a megapixel: restore a part for them")
     options, summary = choose_options(args, measurement)
-    restoration = restore_large(measurement.y, measurement.physics, grey=measurement.grey, **options)
+    with workers(args.scheduler) as by:
+        restoration = restore_large(measurement.y, measurement.physics, grey=measurement.grey, by=by, **options)
     height, width = restoration.mean.shape[-2:]
     summary |= {"width": width, "height": height, "pieces": restoration.pieces, "seconds": restoration.seconds}
     common.say(args, f"Restored {width} x {height}, pieces: {restoration.pieces}, {restoration.seconds:.1f} s.")

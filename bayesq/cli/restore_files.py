@@ -28,7 +28,8 @@ class RestoreFiles:
 
     def write(self, source: Path, target: Path) -> None:
         keep_picture(target)
-        own = argparse.Namespace(**vars(self.args) | {"input": str(source), "output": str(target), "quiet": True})
+        file = {"input": str(source), "output": str(target), "quiet": True, "scheduler": None}
+        own = argparse.Namespace(**vars(self.args) | file)
         image, measurement = restore.take(own)
         restoration, _ = restore.infer_any(own, measurement)
         write_image(like(restoration.mean, image), target)

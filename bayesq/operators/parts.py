@@ -86,7 +86,7 @@ def _mosaic(y: Tensor, physics: Demosaicing, box: Box) -> tuple[Tensor, LinearPh
 
 
 def _masked(y: Tensor, physics: Inpainting, box: Box) -> tuple[Tensor, LinearPhysics]:
-    mask = crop(physics.mask, box)
+    mask = crop(physics.mask, box).clone()
     return crop(y, box), Inpainting((3, *_size(box)), mask=mask, noise_model=physics.noise_model)
 
 
