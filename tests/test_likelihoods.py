@@ -25,6 +25,7 @@ from bayesq.likelihoods import (
     Mixture,
     Poisson,
     PoissonGaussian,
+    UnevenGaussian,
     UnknownGaussian,
     from_physics,
     gaussian_near,
@@ -44,6 +45,8 @@ NEARLY_GAUSSIAN = {
     "a map": lambda physics: Gaussian(physics, torch.tensor([0.05, 0.2])),
     "weighted": lambda physics: weighted(Gaussian(physics, 0.1), 1 / 3),
     "unknown": UnknownGaussian,
+    "uneven": lambda physics: UnevenGaussian(physics, 5),
+    "heavy-tailed": lambda physics: weighted(UnevenGaussian(physics, 1), 1 / 3),
     "photons": lambda physics: Poisson(physics, 0.01),
     "photons and sensor": lambda physics: PoissonGaussian(physics, 0.0005, 0.1),
     "outliers": lambda physics: Mixture(physics, [Gaussian(physics, 0.1), Impulse(physics, -1, 2)], [0.9, 0.1]),
@@ -201,7 +204,7 @@ def test_pictures_of_a_batch_are_on_their_own(name, generator):
     assert INDEPENDENT[name].num_observed(y) == 60
 
 
-@pytest.mark.parametrize("law", [lambda physics: Gaussian(physics, 0.1), UnknownGaussian])
+@pytest.mark.parametrize("law", [lambda physics: Gaussian(physics, 0.1), UnknownGaussian, UnevenGaussian])
 def test_pictures_of_a_batch_have_masks_of_their_own(law, generator):
     masks = (torch.rand(2, 1, *SIZE, generator=generator) < torch.tensor([0.3, 0.8]).view(2, 1, 1, 1)).float()
     y, x = torch.rand(2, 2, 3, *SIZE, generator=generator)
@@ -292,6 +295,36 @@ class TestUnknownGaussian:
         y = x.detach() + sigma * torch.randn(x.shape, generator=generator)
         (score,) = torch.autograd.grad(law.log_prob(y, x).sum(), x)
         assert score.isfinite().all() and (score.mean(0) / score.std(0)).abs().max() < 4 / math.sqrt(20000)
+
+
+class TestUnevenGaussian:
+    @pytest.mark.parametrize("name", ["denoise", "inpaint"])
+    def test_is_the_product_of_unknown_levels_of_its_blocks(self, name, generator):
+        physics = PHYSICS[name]
+        y, x = pair(physics, generator)
+        mask = observed(name, y).float()[:1, :1]
+
+        def law(rows, columns):
+            part = Inpainting((3, *SIZE), mask=mask[..., rows, columns]) if name == "inpaint" else GAUSS
+            return UnknownGaussian(part).log_prob(y[..., rows, columns], x[..., rows, columns])
+
+        blocks = [(slice(i, i + 5), slice(j, j + 5)) for i in (0, 5, 10) for j in (0, 5, 10, 15)]
+        expected = sum(law(*block) for block in blocks)
+        torch.testing.assert_close(UnevenGaussian(physics, 5).log_prob(y, x), expected)
+
+    def test_finds_the_levels(self, generator):
+        x = torch.rand(1, 3, 64, 128, generator=generator)
+        level = torch.tensor([0.02, 0.2]).repeat_interleave(64).expand(1, 1, 64, -1)
+        law = UnevenGaussian(GAUSS, 32)
+        y = x + level * torch.randn(x.shape, generator=generator)
+        draws = law.sigma(y, x.expand(20, *x.shape), generator)
+        assert draws.shape == (20, 1, 1, 2, 4)
+        expected = torch.tensor([0.02, 0.02, 0.2, 0.2]).expand(1, 1, 2, 4)
+        torch.testing.assert_close(draws.mean(0), expected, rtol=0.07, atol=0)
+
+    def test_no_block_is_refused(self):
+        with pytest.raises(OperatorError, match="at least one pixel"):
+            UnevenGaussian(GAUSS, 0)
 
 
 def _white(y, x, sigma):

@@ -11,7 +11,7 @@ from torch import Tensor
 from bayesq import operators
 from bayesq.inference import Algorithm, Posterior, REDDiff, ScoreDVI
 from bayesq.inference.score import denoise_by_coding
-from bayesq.likelihoods import from_physics
+from bayesq.likelihoods import Gaussian, Likelihood, UnevenGaussian, from_physics
 from bayesq.metrics import psnr
 from bayesq.resources import data_dir
 from bayesq.restore import restore
@@ -64,6 +64,26 @@ def test_scoredvi_settles_where_its_equations_say():
     squared = ((v**2 + 4 * v * noise) ** 0.5 - v) / 2
     assert float(state.std.detach().mean()) == pytest.approx(squared**0.5, rel=0.05)
     torch.testing.assert_close(state.mean, ridge(target, v + squared), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("block", [8, 1])
+def test_scoredvi_finds_the_noise_along_with_the_picture(block):
+    """Noise that is uneven, or has outliers, and of no known level, costs less than its known root mean square."""
+    physics, generator = operators.denoise((32, 32), 0.0), torch.Generator().manual_seed(0)
+    x = MEAN + SPREAD * torch.randn(1, 3, 32, 32, generator=generator)
+    strong = torch.rand(1, 1, 32, 32, generator=generator) < 0.1 if block == 1 else torch.arange(32) >= 16
+    sigma = torch.where(strong, 0.4, 0.02).expand(1, 1, 32, 32)
+    y = x + sigma * torch.randn(x.shape, generator=generator)
+    overall = float(sigma.square().mean().sqrt())
+
+    def error(law: Likelihood) -> float:
+        target = Posterior(y, law, None, torch.zeros(1, dtype=torch.int64), (32, 32))
+        state, _, _ = run(ScoreDVI(target, 200, shrink), y.clamp(0, 1), 200)
+        return float((state.mean.detach() - x).square().mean().sqrt())
+
+    found = error(UnevenGaussian(physics, block, scale=SIGMA**2))
+    assert found < 0.8 * error(Gaussian(physics, overall))
+    assert found < 1.2 * error(Gaussian(physics, sigma))
 
 
 @pytest.mark.parametrize("kind", ALGORITHMS)

@@ -144,7 +144,9 @@ class ScoreDVI(_OnPixels):
     Means and deviations ascend E_q[log p(y | x)] + w (E_q[log p_s(x)] + Σ log s), draw by draw, where the denoiser sees
     the prior through the noise that the draws themselves have, s in the root mean square over a picture. Smoothing the
     prior by q makes the deviations too wide where the prior is narrower than q. The networks that give the moments in
-    the paper are left out, and its mixture of noises is a matter of the likelihood here.
+    the paper are left out. Its noise, of a precision that differs from pixel to pixel and is found along with the
+    picture, is a matter of the likelihood here: ``UnevenGaussian`` has that precision integrated out, for a bound that
+    is no looser than with a factor for it.
 
     Attributes:
         posterior, steps, denoise: As for ``REDDiff``.

@@ -24,7 +24,7 @@ from bayesq.likelihoods.base import (
 from bayesq.likelihoods.cells import Cells
 from bayesq.likelihoods.counts import RATE_FLOOR, Poisson, PoissonGaussian
 from bayesq.likelihoods.decoder import DecoderError
-from bayesq.likelihoods.gaussian import Gaussian, UnknownGaussian
+from bayesq.likelihoods.gaussian import Gaussian, UnevenGaussian, UnknownGaussian
 from bayesq.likelihoods.mixture import Impulse, Mixture
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ __all__ = [
     "NearlyGaussian",
     "Poisson",
     "PoissonGaussian",
+    "UnevenGaussian",
     "UnknownGaussian",
     "Weighable",
     "from_physics",

@@ -1,4 +1,4 @@
-"""Gaussian noise: of a known level, of a level for each pixel, and of a level that inference finds out."""
+"""Gaussian noise: of a known level, of a level for each pixel, and of levels that inference finds out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import InverseGamma
 
+from bayesq.errors import OperatorError
 from bayesq.likelihoods.base import (
     LOG_ROOT_2PI,
     SIGMA_FLOOR,
@@ -78,25 +80,26 @@ class UnknownGaussian:
 
     def log_prob(self, y: Tensor, x: Tensor) -> Tensor:
         """Computes the marginal density above, of shape (B,)."""
-        half = counts(self.observed, y) / 2
+        half = self._counts(y) / 2
         a, b, energy = self.shape, self.scale, self._energy(y, x)
         constant = torch.lgamma(a + half) - math.lgamma(a) + a * math.log(b) - half * math.log(2 * math.pi)
-        return constant.to(energy) - (a + half).to(energy) * torch.log(b + energy)
+        terms = constant.to(energy) - (a + half).to(energy) * torch.log(b + energy)
+        return terms.reshape(len(y), -1).sum(1)
 
     def num_observed(self, y: Tensor) -> int:
         return count(self.observed, y)
 
     def variance(self, y: Tensor, x: Tensor) -> InverseGamma:
-        """The posterior of σ² given the picture too, p(σ² | x, y), of batch shape (B,)."""
+        """The posterior of σ² given the picture too, p(σ² | x, y), of a batch shape of one level each."""
         energy = self._energy(y, x)
-        shape = self.shape + counts(self.observed, y).to(energy) / 2
+        shape = self.shape + self._counts(y).to(energy) / 2
         return InverseGamma(shape, self.scale + energy)
 
     def as_gaussian(self, y: Tensor, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """See ``NearlyGaussian``; σ is drawn, or taken at the mean of 1/σ², given the picture."""
         if generator is None:
-            return y, spread(self.variance(y, x).base_dist.mean.rsqrt(), y)
-        return y, spread(self.sigma(y, x[None], generator)[0], y)
+            return y, self._spread(self.variance(y, x).base_dist.mean.rsqrt(), y)
+        return y, self._spread(self.sigma(y, x[None], generator)[0], y)
 
     @torch.no_grad()
     def sigma(self, y: Tensor, samples: Tensor, generator: torch.Generator) -> Tensor:
@@ -108,12 +111,59 @@ class UnknownGaussian:
             generator: source of randomness.
 
         Returns:
-            Standard deviations in image units, (n, B).
+            Standard deviations in image units, n of each level: (n, B) of one a picture.
         """
         scale = self.scale + torch.stack([self._energy(y, x) for x in samples])
-        shape = (self.shape + counts(self.observed, y).to(scale) / 2).expand_as(scale)
+        shape = (self.shape + self._counts(y).to(scale) / 2).expand_as(scale)
         return (scale / torch._standard_gamma(shape, generator=generator)).sqrt()
 
     def _energy(self, y: Tensor, x: Tensor) -> Tensor:
-        """‖y − A x‖² / 2 over the observed values, (B,)."""
+        """‖y − A x‖² / 2 over the observed values of each level, (B,)."""
         return total(self.observed, (y - self.physics.A(x)).square() / 2)
+
+    def _counts(self, y: Tensor) -> Tensor:
+        """How many observed values have each level, double."""
+        return counts(self.observed, y)
+
+    def _spread(self, levels: Tensor, y: Tensor) -> Tensor:
+        """Levels in a shape that broadcasts to y."""
+        return spread(levels, y)
+
+
+class UnevenGaussian(UnknownGaussian):
+    """Gaussian noise of another unknown level in each block of the measurement: ``UnknownGaussian``, block by block.
+
+    Given the picture a level is known by its block alone, so that noise may be uneven; blocks of one pixel have a
+    heavy-tailed law, Student's with 2a degrees of freedom, and outliers do not count.
+
+    Args:
+        physics: any deepinv operator of which measurements are pictures (B, C, h, w).
+        block: side of the blocks, pixels of the measurement; those at the right and bottom may be smaller.
+        shape, scale: as for ``UnknownGaussian``.
+
+    Raises:
+        OperatorError: shape or scale is not positive and finite, or the block not of at least one pixel.
+    """
+
+    def __init__(self, physics: Physics, block: int = 8, shape: float = 1.0, scale: float = 2 * (10 / 255) ** 2):
+        super().__init__(physics, shape, scale)
+        if block < 1:
+            raise OperatorError(f"blocks of one level of noise have at least one pixel a side, not {block}")
+        self.block = block
+
+    def _energy(self, y: Tensor, x: Tensor) -> Tensor:
+        mask, squares = self.observed.to(y), (y - self.physics.A(x)).square() / 2
+        return self._pooled(torch.where(mask > 0, mask * squares, 0))
+
+    def _counts(self, y: Tensor) -> Tensor:
+        return self._pooled(self.observed.expand(y.shape).double())
+
+    def _pooled(self, terms: Tensor) -> Tensor:
+        """Sums over the blocks, (B, 1, h / block, w / block)."""
+        edges = F.pad(terms, (0, -terms.shape[-1] % self.block, 0, -terms.shape[-2] % self.block))
+        blocks = edges.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block))
+        return blocks.sum((1, 3, 5))[:, None]
+
+    def _spread(self, levels: Tensor, y: Tensor) -> Tensor:
+        grown = levels.repeat_interleave(self.block, -2).repeat_interleave(self.block, -1)
+        return grown[..., : y.shape[-2], : y.shape[-1]].to(y)
