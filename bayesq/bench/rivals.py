@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from deepinv.models import ConvDecoder, DeepImagePrior
-from deepinv.optim import DPIR, FISTA, L2, ScorePrior, TVPrior
+from deepinv.optim import DPIR, FISTA, HQS, L2, PnP, Prior, ScorePrior, TVPrior, WaveletPrior
 from deepinv.physics import LinearPhysics
 from deepinv.sampling import sampling_builder
 from numpy.typing import NDArray
@@ -81,11 +81,22 @@ def _mean_psnr(rival: Rival, value: float, problems: Sequence[Problem]) -> float
 
 
 def total_variation(y: Tensor, physics: LinearPhysics, weight: float) -> Tensor:
-    """argmin_x ½ ‖A x − y‖² + weight · Σ ‖∇x‖ by deepinv's FISTA, its inner problem solved with warm restarts."""
-    start = initial_image(y, physics)
-    step = 1 / float(physics.compute_sqnorm(start, tol=1e-3, verbose=False))
+    """argmin_x ½ ‖A x − y‖² + weight · Σ ‖∇x‖, the inner problem solved with warm restarts."""
     prior = TVPrior(def_crit=1e-6, n_it_max=10)
     prior.TVModel.tau = max(0.01, 3e-4 / weight)  # primal step; the default suits strong weights only
+    return _least(y, physics, prior, weight)
+
+
+def _sparse_wavelets(y: Tensor, physics: LinearPhysics, weight: float) -> Tensor:
+    """argmin_x ½ ‖A x − y‖² + weight · Σ |details of x| in three wavelet bases at once."""
+    prior = WaveletPrior(level=3, wv=["db1", "db4", "sym8"])
+    return _least(y, physics, prior, 10 * weight)  # its proximal map thresholds at a tenth of what it is told
+
+
+def _least(y: Tensor, physics: LinearPhysics, prior: Prior, weight: float) -> Tensor:
+    """argmin_x ½ ‖A x − y‖² + weight · prior(x) by deepinv's FISTA."""
+    start = initial_image(y, physics)
+    step = 1 / float(physics.compute_sqnorm(start, tol=1e-3, verbose=False))
     solver = FISTA(L2(), prior, lambda_reg=weight, stepsize=step, max_iter=100, thres_conv=1e-4, early_stop=True)
     with torch.no_grad():
         return solver(y, physics, init=(start, start))
@@ -221,6 +232,11 @@ def pretrained(folder: Path) -> list[Rival]:
         with torch.no_grad():
             return DPIR(level, ffdnet)(y, physics, init=initial_image(y, physics))
 
+    def plug_one_level(y: Tensor, physics: LinearPhysics, step: float) -> Tensor:
+        with torch.no_grad():
+            solver = HQS(L2(), PnP(dncnn[25]), stepsize=step, g_first=False, max_iter=24)
+            return solver(y, physics, init=initial_image(y, physics))
+
     def denoise_at_trained_level(y: Tensor, physics: LinearPhysics, _: float) -> Tensor:
         return dncnn[min(dncnn, key=lambda level: abs(level - 255 * _sigma(physics)))](y, _sigma(physics))
 
@@ -247,7 +263,8 @@ def pretrained(folder: Path) -> list[Rival]:
     return [
         Rival("FFDNet", ("denoise",), (1.0,), denoise),
         Rival("DnCNN of 25 or 50", ("denoise",), (1.0,), denoise_at_trained_level),
-        Rival("PnP with FFDNet (deepinv's DPIR)", ("deblur", "superres", "inpaint"), (0.7, 1.0, 1.5, 2.5), plug),
+        Rival("PnP with FFDNet (deepinv's DPIR)", TASKS[1:], (0.7, 1.0, 1.5, 2.5), plug),
+        Rival("PnP with DnCNN of 25 (deepinv's HQS)", TASKS[1:], (30, 100, 300, 1000), plug_one_level),
         Rival("PnP-ULA (deepinv)", TASKS, (1000,), langevin),
     ]
 
@@ -268,6 +285,8 @@ RIVALS = [
     Rival("spline (scikit-image)", ("superres",), (1, 2, 3, 4, 5), _spline),
     Rival("biharmonic (scikit-image)", ("inpaint",), (0.0,), _biharmonic),
     Rival("TV (deepinv)", ("denoise",), _ladder(0.05, 0.15, 5), total_variation),
-    Rival("TV (deepinv)", ("deblur", "superres", "inpaint"), _ladder(2e-4, 5e-3, 5), total_variation),
+    Rival("TV (deepinv)", TASKS[1:], _ladder(2e-4, 5e-3, 5), total_variation),
+    Rival("wavelets (deepinv)", ("denoise",), _ladder(0.05, 0.2, 5), _sparse_wavelets, "ptwt"),
+    Rival("wavelets (deepinv)", TASKS[1:], (3e-4, 1e-4, 3e-5), _sparse_wavelets, "ptwt"),
     Rival("deep image prior (deepinv)", TASKS, (500,), _deep_image_prior),
 ]
