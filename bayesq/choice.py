@@ -5,10 +5,11 @@ Gaussian noise can be divided. With n of the law of y's own noise and r² = s / 
     y₁ = y + r n,    y₂ = y − n / r
 
 are independent given the picture, with 1 / (1 − s) and 1 / s times the variance: s is the share of the information that
-y₂ holds. What a prior makes of y₁ is scored by the log density of the values of y₂ if its posterior mean were the
-picture: on average its squared error where it is measured, but for a constant. That needs no truth, and leaves the
-operator as it is. How wide the posterior is does not count: it is recalibrated afterwards, and before that a narrow one
-with a good mean would lose to a wide one with a bad mean.
+y₂ holds. Photons can be divided too: each is seen with probability 1 − s, else held out; both counts are Poisson's and
+independent given the picture. What a prior makes of y₁ is scored by the log density of the values of y₂ if its
+posterior mean were the picture: for Gaussian noise its squared error where it is measured, on average and but for a
+constant. That needs no truth, and leaves the operator as it is. How wide the posterior is does not count: it is
+recalibrated afterwards, and before that a narrow one with a good mean would lose to a wide one with a bad mean.
 
 Source: Oliveira, Lei and Tibshirani, "Unbiased risk estimation in the normal means problem via coupled bootstrap
 techniques", 2021; Neufeld et al., "Data thinning for convolution-closed distributions", 2023.
@@ -21,7 +22,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from torch import Tensor
 from bayesq import zoo
 from bayesq.codec import Codec
 from bayesq.errors import OperatorError
-from bayesq.likelihoods import SIGMA_FLOOR, Gaussian, Likelihood, from_physics
+from bayesq.likelihoods import SIGMA_FLOOR, Gaussian, Likelihood, Poisson, from_physics
 from bayesq.likelihoods.base import spread, total
 from bayesq.restore import PRIOR_WEIGHT, default_quality, restore
 
@@ -101,7 +102,7 @@ def choose(
         y: Measurement of B pictures, for which one choice is made.
         physics: The operator, as for ``restore``.
         codec: Prior of the pictures; by default the shipped base model.
-        likelihood: Gaussian, of a known noise level; by default that of ``physics``.
+        likelihood: Gaussian, of a known noise level, or of photons, in image units; by default that of ``physics``.
         qualities: To compare with the default; by default 20 and 10 below it, and 10 above.
         prior_weights: To compare with the default, at the best quality.
         share: Of the information that is held out, between 0 and 1.
@@ -110,16 +111,18 @@ def choose(
         generator: Source of all randomness; by default seeded with 0.
 
     Raises:
-        OperatorError: the noise is not Gaussian, its level not known or not above ``SIGMA_FLOOR``, or the share not
-            between 0 and 1; and for the reasons of ``restore``.
+        OperatorError: the noise is neither that of photons nor Gaussian, of a known level above ``SIGMA_FLOOR``, or the
+            share is not between 0 and 1; and for the reasons of ``restore``.
         ModelError: a quality is out of range.
     """
     began = time.perf_counter()
     if not 0 < share < 1:
         raise OperatorError(f"the share to hold out must be between 0 and 1, not {share}")
     law = likelihood or from_physics(physics)
-    if not isinstance(law, Gaussian) or bool((law.sigma <= SIGMA_FLOOR).any()):
-        raise OperatorError("a choice by held-out measurements takes Gaussian noise of a known level above 1/255")
+    if not _can_divide(law):
+        raise OperatorError(
+            "a choice by held-out measurements takes Gaussian noise of a known level above 1/255, or that of photons"
+        )
     codec = codec or zoo.load()
     generator = generator or torch.Generator().manual_seed(0)
     seen, held = divide(y.float(), law, share, generator)
@@ -159,17 +162,21 @@ def choose(
     return Choice(best.quality, best.prior_weight, tuple(trials), time.perf_counter() - began)
 
 
-def divide(y: Tensor, likelihood: Gaussian, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def divide(
+    y: Tensor, likelihood: Gaussian | Poisson, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Divides a measurement in two, independent given the picture; their mean weighted by 1 − share and share is y.
 
     Channels that are copies of one get the same noise, of the precision that the law gives them together.
 
     Args:
-        y: ``(B, C, h, w)``, or whatever the operator measures.
+        y: ``(B, C, h, w)``, or whatever the operator measures; photons are rounded to whole ones.
         likelihood: Law of its noise.
         share: Of the information, for the second; the noises' variances are 1 / (1 − share) and 1 / share of y's.
         generator: Source of randomness.
     """
+    if isinstance(likelihood, Poisson):
+        return _thinned(y, likelihood, share, generator)
     noise = torch.randn(y.shape, generator=generator)
     sigma = spread(likelihood.sigma, y).expand_as(y)
     if y.ndim > 1 and torch.equal(y, y[:, :1].expand_as(y)):
@@ -181,22 +188,39 @@ def divide(y: Tensor, likelihood: Gaussian, share: float, generator: torch.Gener
     return y + ratio * noise, y - noise / ratio
 
 
-def _noisier(likelihood: Gaussian, share: float) -> Gaussian:
+def _can_divide(likelihood: Likelihood) -> TypeGuard[Gaussian | Poisson]:
+    if isinstance(likelihood, Poisson):
+        return likelihood.normalize
+    return isinstance(likelihood, Gaussian) and bool((likelihood.sigma > SIGMA_FLOOR).all())
+
+
+def _thinned(y: Tensor, likelihood: Poisson, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    gain = spread(likelihood.gain, y)
+    counts = (y / gain).round().clamp_min(0)
+    copies = y.ndim > 1 and torch.equal(y, y[:, :1].expand_as(y))
+    some = counts[:, :1] if copies else counts
+    seen = torch.binomial(some, torch.full_like(some, 1 - share), generator=generator).expand_as(y)
+    return gain * seen / (1 - share), gain * (counts - seen) / share
+
+
+def _noisier(likelihood: Gaussian | Poisson, share: float) -> Gaussian | Poisson:
     """The law of a part of the measurement."""
     result = copy.copy(likelihood)
-    result.sigma = likelihood.sigma / math.sqrt(share)
+    if isinstance(result, Poisson):
+        result.gain = result.gain / share
+    else:
+        result.sigma = result.sigma / math.sqrt(share)
     return result
 
 
-def _predictive(likelihood: Gaussian, y: Tensor, samples: Tensor) -> Tensor:
+def _predictive(likelihood: Gaussian | Poisson, y: Tensor, samples: Tensor) -> Tensor:
     """Log density of each value of y given the mean of the law of samples ``(n, B, 3, H, W)``.
 
-    What the mean of n samples errs by is taken off its squared distance.
+    What it loses for what the mean of n samples errs by is added again.
     """
     clean = torch.stack([likelihood.physics.A(x) for x in samples])
-    variance = spread(likelihood.sigma, y).square()
-    squared = (y - clean.mean(0)).square() - clean.var(0) / len(samples)
-    return -squared / (2 * variance) - (2 * math.pi * variance).log() / 2
+    _, sigma = likelihood.as_gaussian(y, samples.mean(0))
+    return likelihood.terms(y, clean.mean(0)) + clean.var(0) / len(samples) / (2 * sigma.square())
 
 
 def _error(observed: Tensor, terms: Tensor) -> float:

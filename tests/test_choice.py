@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from deepinv.physics import Denoising, LinearPhysics, PoissonNoise
+from deepinv.physics import Denoising, LinearPhysics, PoissonGaussianNoise, PoissonNoise
 from linear_gaussian import BLOCK, OPERATORS, SCALE, SIGMA, STEP, Blocks, Unblocks, measure
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -14,7 +14,7 @@ from bayesq.choice import choose, divide
 from bayesq.codec import Codec
 from bayesq.conditionals import GaussianCells, index_of
 from bayesq.errors import OperatorError
-from bayesq.likelihoods import Gaussian, weighted
+from bayesq.likelihoods import Gaussian, Poisson, weighted
 from bayesq.networks.rate import decoder_error
 from bayesq.quality import level_of
 from bayesq.restore import PRIOR_WEIGHT, default_quality
@@ -126,6 +126,34 @@ def test_parts_are_independent_and_average_to_the_whole(share, sigma):
     torch.testing.assert_close(torch.cov(standard.flatten(1)), torch.eye(2), rtol=0, atol=0.04)
 
 
+@pytest.mark.parametrize("copies", [False, True])
+def test_photons_are_seen_or_held_out(copies):
+    """Each once; both counts follow Poisson's law of their share, and are independent given the picture."""
+    gain, share, value = 0.02, 0.3, 0.4
+    physics = Denoising(PoissonNoise(gain=gain))
+    x = torch.full((1, 1 if copies else 3, 128, 128), value)
+    y = (gain * torch.poisson(x / gain, generator=torch.Generator().manual_seed(5))).expand(1, 3, 128, 128)
+    seen, held = divide(y, Poisson(physics, gain), share, torch.Generator().manual_seed(6))
+    torch.testing.assert_close((1 - share) * seen + share * held, y, rtol=0, atol=1e-5)
+    for part, s in ((seen, 1 - share), (held, share)):
+        counts = part * s / gain
+        torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-3)
+        assert counts.mean().item() == pytest.approx(s * value / gain, rel=0.02)
+        assert counts.var().item() == pytest.approx(s * value / gain, rel=0.05)
+        assert torch.equal(part, part[:, :1].expand_as(part)) == copies
+    between = torch.corrcoef(torch.stack([seen[:, 0].flatten(), held[:, 0].flatten()]))
+    assert abs(between[0, 1]) < 0.03
+
+
+def test_photons_choose_the_prior_that_the_picture_came_from():
+    physics = Denoising(PoissonNoise(gain=SIGMA**2 / 0.5, clip_positive=True))
+    default = default_quality(physics)
+    for truth, qualities in ((40, (40,)), (default, (40,))):
+        y = measured(physics, deviation(truth), 32)
+        choice = choose(y, physics, codec=CODEC, qualities=qualities, prior_weights=(), share=0.5, steps=60)
+        assert choice.quality == truth and all(math.isfinite(trial.score) for trial in choice.trials)
+
+
 @pytest.mark.parametrize("weight", [1.0, 1 / 3])
 def test_copies_of_a_channel_stay_copies_and_their_parts_are_independent(weight):
     """Whether the law of three copies has three times the variance or a third of the weight."""
@@ -155,7 +183,8 @@ def test_blanks_stay_blank_and_do_not_count():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"physics": Denoising(PoissonNoise(0.05))}, "Gaussian noise of a known level"),
+        ({"physics": Denoising(PoissonGaussianNoise(0.05, 0.1))}, "Gaussian noise of a known level"),
+        ({"physics": Denoising(PoissonNoise(0.05, normalize=False))}, "Gaussian noise of a known level"),
         ({"physics": operators.denoise((8, 8), 0.0)}, "Gaussian noise of a known level"),
         ({"share": 0.0}, "share"),
         ({"share": math.nan}, "share"),
