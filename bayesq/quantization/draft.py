@@ -93,20 +93,42 @@ class Draft:
         columns = F.unfold(inputs, self.weight.shape[-2:]).transpose(0, 1).flatten(1)
         return columns[:, :: -(-columns.shape[1] // COLUMNS)]
 
-    def built(self, form: Format, parameters: Parameters, codes: Tensor) -> QuantizedConv:
-        """The layer with these codes for its weights."""
-        outputs, inputs, height, width = self.weight.shape
-        spec = Spec(form, (outputs, inputs, height, width), self.activation, self.rotation)
-        low_in, low_out = self.low or (None, None)
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A draft and codes for its weights.
+
+    Attributes:
+        draft: What the codes were chosen for.
+        form, parameters: What decodes them.
+        codes: int32 of the weights' shape.
+    """
+
+    draft: Draft
+    form: Format
+    parameters: Parameters
+    codes: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights as their codes stand for them."""
+        return self.form.grid(self.parameters).value(self.codes)
+
+    def layer(self) -> QuantizedConv:
+        """The quantised layer."""
+        draft = self.draft
+        outputs, inputs, height, width = draft.weight.shape
+        spec = Spec(self.form, (outputs, inputs, height, width), draft.activation, draft.rotation)
+        low_in, low_out = draft.low or (None, None)
         optional = {
-            "bias": self.bias,
-            "input_shift": self.shift,
-            "input_scale": self.scale,
-            "step": self.step,
-            "zero": self.zero,
+            "bias": draft.bias,
+            "input_shift": draft.shift,
+            "input_scale": draft.scale,
+            "step": draft.step,
+            "zero": draft.zero,
             "low_in": low_in,
             "low_out": low_out,
         }
-        tensors = {GRID + name: tensor for name, tensor in parameters.items()}
-        tensors["codes"] = form.grid(parameters).pack(codes)
-        return QuantizedConv(spec, self.padding, tensors | {k: v for k, v in optional.items() if v is not None})
+        tensors = {GRID + name: tensor for name, tensor in self.parameters.items()}
+        tensors["codes"] = self.form.grid(self.parameters).pack(self.codes)
+        return QuantizedConv(spec, draft.padding, tensors | {k: v for k, v in optional.items() if v is not None})

@@ -76,7 +76,7 @@ class Gates:
         order = sorted(range(len(formats)), key=lambda k: formats[k].bits)
         sums = {}
         for name, draft in drafts.items():
-            layers = [draft.built(formats[k], *nearest(draft, formats[k], span)) for k in order]
+            layers = [nearest(draft, formats[k], span).layer() for k in order]
             sums[name] = torch.stack([layer.weight for layer in layers])
             replace(codec, name, layers[-1])
         counts = torch.tensor([float(draft.weight.numel()) for draft in drafts.values()])

@@ -156,10 +156,8 @@ def _fitted(
 
 
 def _rounded(draft: Draft, form: Format, recipe: Recipe) -> QuantizedConv:
-    parameters, codes = recipe.rounding(draft, form, recipe.span)
-    if recipe.correct:
-        draft = corrected(draft, form, parameters, codes)
-    return draft.built(form, parameters, codes)
+    made = recipe.rounding(draft, form, recipe.span)
+    return (corrected(made) if recipe.correct else made).layer()
 
 
 def _kept(recipe: Recipe, names: Sequence[str]) -> dict[str, Format]:
@@ -208,7 +206,7 @@ def _resources(recipe: Recipe, drafts: dict[str, Draft]) -> list[Resource]:
     @cache
     def cost(name: str, form: Format) -> LayerCost:
         draft = drafts[name]
-        return cost_of(draft.built(form, *nearest(draft, form, whole_range)), draft.positions)
+        return cost_of(nearest(draft, form, whole_range).layer(), draft.positions)
 
     def size(name: str, form: Format | None) -> float:
         return cost(name, form).bits if form else FLOAT * drafts[name].weight.numel()

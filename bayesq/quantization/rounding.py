@@ -1,4 +1,4 @@
-"""From weights to codes: functions (draft, format, range) → parameters and codes."""
+"""From weights to codes: functions (draft, format, range) → reconstruction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bayesq.errors import ModelError
-from bayesq.quantization.draft import Draft
+from bayesq.quantization.draft import Draft, Reconstruction
 from bayesq.quantization.formats import Format, Parameters, Pyramid, Range, Sparse
 
 BLOCK = 64
@@ -20,22 +20,27 @@ BLOCK = 64
 class Rounding(Protocol):
     """A way to choose the codes of a layer's weights."""
 
-    def __call__(self, draft: Draft, form: Format, span: Range) -> tuple[Parameters, Tensor]:
-        """The parameters of the format, and codes int32 of the weights' shape."""
+    def __call__(self, draft: Draft, form: Format, span: Range) -> Reconstruction:
+        """Codes and the parameters that decode them, of the draft or of one with another bias or range of inputs.
+
+        Raises:
+            ModelError: weights of this format have no codes of their own.
+        """
         ...
 
 
-def nearest(draft: Draft, form: Format, span: Range) -> tuple[Parameters, Tensor]:
+def nearest(draft: Draft, form: Format, span: Range) -> Reconstruction:
     """Each weight to its nearest code."""
     parameters = form.fit(draft.weight, draft.importance, span)
-    return parameters, form.grid(parameters).index(draft.weight)
+    return Reconstruction(draft, form, parameters, form.grid(parameters).index(draft.weight))
 
 
-def corrected(draft: Draft, form: Format, parameters: Parameters, codes: Tensor) -> Draft:
-    """The draft with a bias that makes up for the mean error of weights and inputs (Nagel et al., arXiv 1906.04721)."""
-    decoded = form.grid(parameters).value(codes).flatten(1)
+def corrected(made: Reconstruction) -> Reconstruction:
+    """With a bias that makes up for the mean error of weights and inputs (Nagel et al., arXiv 1906.04721)."""
+    draft = made.draft
     exact, rounded = (draft.columns(x).mean(1) for x in (draft.inputs, draft.rounded))
-    return replace(draft, bias=draft.bias + draft.weight.flatten(1) @ exact - decoded @ rounded)
+    bias = draft.bias + draft.weight.flatten(1) @ exact - made.weight.flatten(1) @ rounded
+    return replace(made, draft=replace(draft, bias=bias))
 
 
 def _one_by_one(form: Format) -> None:
@@ -65,7 +70,7 @@ class GPTQ:
 
     damping: float = 0.01
 
-    def __call__(self, draft: Draft, form: Format, span: Range) -> tuple[Parameters, Tensor]:
+    def __call__(self, draft: Draft, form: Format, span: Range) -> Reconstruction:
         _one_by_one(form)
         parameters = form.fit(draft.weight, draft.importance, span)
         outputs = len(draft.weight)
@@ -91,7 +96,7 @@ class GPTQ:
                 weight[:, j : block.stop] -= error * factor[j, j : block.stop]
                 errors[:, j - start : j - start + 1] = error
             weight[:, block.stop :] -= errors @ factor[block, block.stop :]
-        return parameters, codes.view(draft.weight.shape)
+        return Reconstruction(draft, form, parameters, codes.view(draft.weight.shape))
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ class AdaRound:
     columns: int = 512
     push: float = 1.0
 
-    def __call__(self, draft: Draft, form: Format, span: Range) -> tuple[Parameters, Tensor]:
+    def __call__(self, draft: Draft, form: Format, span: Range) -> Reconstruction:
         _one_by_one(form)
         parameters = form.fit(draft.weight, draft.importance, span)
         grid, weight = form.grid(parameters), draft.weight
@@ -136,4 +141,4 @@ class AdaRound:
                 optimiser.zero_grad()
                 (loss + self.push * (step > 0.2 * self.steps) * undecided / len(weight)).backward()
                 optimiser.step()
-        return parameters, torch.where(logit.detach() > 0, high, low)
+        return Reconstruction(draft, form, parameters, torch.where(logit.detach() > 0, high, low))

@@ -21,8 +21,7 @@ BINS = 256
 
 
 def _error(draft: Draft, form: Format, span: Range) -> Tensor:
-    parameters, codes = nearest(draft, form, span)
-    return form.grid(parameters).value(codes) - draft.weight
+    return nearest(draft, form, span).weight - draft.weight
 
 
 def relevance(
@@ -72,7 +71,7 @@ def one_at_a_time(
     for row, (name, draft) in zip(harm, drafts.items(), strict=True):
         exact = codec.get_submodule(name)
         for k, form in enumerate(formats):
-            replace(codec, name, draft.built(form, *nearest(draft, form, span)))
+            replace(codec, name, nearest(draft, form, span).layer())
             row[k] = max(mean_loss(codec, batch) - before, 0)
         replace(codec, name, exact)
     return harm

@@ -32,5 +32,5 @@ def shaped(draft, shapes):
 
 
 def error(draft, changed, form, rounding=nearest, span=whole_range):
-    layer = changed.built(form, *rounding(changed, form, span))
+    layer = rounding(changed, form, span).layer()
     return float((output(draft, layer) - exact(draft)).square().mean())

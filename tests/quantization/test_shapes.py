@@ -22,7 +22,7 @@ def test_hadamard_matrices_are_orthogonal():
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_leave_what_a_layer_computes(draft, name):
     layer = shaped(draft, SHAPES[name])
-    layer = layer.built(Affine(16), *nearest(layer, Affine(16), whole_range))
+    layer = nearest(layer, Affine(16), whole_range).layer()
     assert torch.allclose(output(draft, layer), exact(draft), atol=5e-3 * float(exact(draft).std()))
 
 
@@ -51,7 +51,7 @@ def test_a_range_for_each_channel_is_finer(draft):
 @pytest.mark.parametrize("by_channel", [False, True])
 def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
     draft = draft.with_activation(5, by_channel)
-    layer = draft.built(Affine(8), *nearest(draft, Affine(8), whole_range))
+    layer = nearest(draft, Affine(8), whole_range).layer()
     inside = draft.inputs[..., 1:-1, 1:-1]
     assert torch.allclose(layer.rounded(layer.shaped(inside)), draft.rounded, atol=float(draft.step.max()) * 1.001)
     assert (layer.rounded(layer.shaped(inside)) != draft.rounded).float().mean() < 0.01
@@ -59,7 +59,7 @@ def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
 
 def test_inputs_of_many_bits_may_go_beyond_what_was_seen(draft):
     draft = draft.with_activation(16)
-    layer = draft.built(Affine(8), *nearest(draft, Affine(8), whole_range))
+    layer = nearest(draft, Affine(8), whole_range).layer()
     beyond = 3 * draft.inputs
     assert torch.allclose(layer.rounded(beyond), beyond, atol=float(draft.step))
 
@@ -71,5 +71,5 @@ def test_noise_leaves_what_a_layer_computes_and_lowers_the_error_of_its_input(dr
         noisy = Noise()(plain)
         errors = [((one.rounded - one.inputs).square() * one.sensitivity).sum((0, 2, 3)) for one in (noisy, plain)]
         assert (errors[0] <= errors[1] * 1.001).all() and errors[0].sum() < errors[1].sum()
-    layer = noisy.built(Affine(16), *nearest(noisy, Affine(16), whole_range))
+    layer = nearest(noisy, Affine(16), whole_range).layer()
     assert torch.allclose(output(draft, layer), exact(draft), atol=0.02 * float(exact(draft).std()))

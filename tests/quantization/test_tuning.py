@@ -18,7 +18,7 @@ LEARNED = [Affine(4), Affine(3, 8, symmetric=False), Coded(rate=3), NormalFloat(
 @pytest.mark.parametrize("form", LEARNED)
 def test_a_layer_in_training_is_the_layer_it_came_from(draft, form):
     draft = draft.with_activation(8)
-    layer = draft.built(form, *nearest(draft, form, whole_range))
+    layer = nearest(draft, form, whole_range).layer()
     learned = LearnedConv(layer, draft.weight)
     assert torch.allclose(output(draft, learned), output(draft, layer), atol=1e-3)
     again = learned.export()
@@ -27,7 +27,7 @@ def test_a_layer_in_training_is_the_layer_it_came_from(draft, form):
 
 @pytest.mark.parametrize("form", LEARNED)
 def test_scales_carry_their_rows_along_and_leave_the_codes(draft, form):
-    layer = draft.built(form, *nearest(draft, form, whole_range))
+    layer = nearest(draft, form, whole_range).layer()
     learned = LearnedConv(layer, draft.weight)
     before, rows = learned.decoded().detach(), len(learned.log_scale)
     growth = torch.linspace(0.8, 1.25, rows).view(learned.log_scale.shape)
@@ -45,7 +45,7 @@ def test_scales_carry_their_rows_along_and_leave_the_codes(draft, form):
 def test_weights_within_their_cells_learn_as_if_not_rounded(draft):
     form = Affine(3)
     learned = LearnedConv(
-        draft.built(form, *nearest(draft, form, lambda rows, *_: torch.full_like(rows[:, :1], 0.5))), draft.weight
+        nearest(draft, form, lambda rows, *_: torch.full_like(rows[:, :1], 0.5)).layer(), draft.weight
     )
     learned.weight.data = draft.weight.clone()
     slope = torch.rand(draft.weight.shape, generator=torch.Generator().manual_seed(0))
