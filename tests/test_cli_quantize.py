@@ -65,15 +65,18 @@ def test_budgets_and_recipes_are_checked(small_codec_path, tmp_path, capsys):
     assert "allocates" in capsys.readouterr().err
 
 
-def test_the_benchmark_compares_recipes(small_codec_path, photo, tmp_path, capsys):
+def test_the_benchmark_compares_recipes(small_codec_path, photo, tmp_path, monkeypatch, capsys):
     figures, drawing = tmp_path / "rows.json", tmp_path / "front.png"
+    monkeypatch.setenv("BAYESQ_RUNTIME", "torch")
     command = ["bench", "quantize", str(photo.parent), "-m", small_codec_path, "--recipes", "w8,nf4"]
+    command += ["--runtime", "bfloat16"]
     options = ["--crops", "2", "-q", "5,40,80", "-o", str(figures), "--plot", str(drawing), "--quiet"]
     assert main([*command, *options]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[1] for line in printed.splitlines()[2:]] == ["float", "w8", "nf4"]
     rows = json.loads(figures.read_text())
     assert [row["name"] for row in rows] == ["float", "w8", "nf4"]
+    assert {row["runtime"] for row in rows} == {"bfloat16"}
     assert rows[0]["bd_rate"] == 0 and abs(rows[1]["bd_rate"]) < 3
     assert rows[2]["bd_rate"] not in (rows[0]["bd_rate"], rows[1]["bd_rate"])
     assert rows[1]["cost"]["quantised_bits"] > rows[2]["cost"]["quantised_bits"] > 4

@@ -52,6 +52,7 @@ class Row:
         bd_rate: Per cent more rate than the floating-point codec at equal PSNR, in the same run; NaN (null in JSON) if
             the pictures are too bad to compare.
         encoding, decoding: Seconds a picture, over those of the floating-point codec.
+        runtime: What ran g_a and g_s.
         minutes: That quantising took.
         curve: Rate and distortion.
     """
@@ -62,6 +63,7 @@ class Row:
     bd_rate: float
     encoding: float
     decoding: float
+    runtime: str
     minutes: float
     curve: Curve
 
@@ -96,7 +98,7 @@ def compare(
         recipe_called(name)
     anchor = measure(Bayesq(codec), paths, qualities, progress)
     exact = cost(codec)
-    yield Row("float", exact, exact.bytes, 0.0, 1.0, 1.0, 0.0, anchor)
+    yield Row("float", exact, exact.bytes, 0.0, 1.0, 1.0, codec.runtime.name, 0.0, anchor)
     for name in names:
         start = perf_counter()
         with TemporaryDirectory() as folder:
@@ -113,7 +115,8 @@ def compare(
             for key in ("encoding_time", "decoding_time")
         )
         short = name if name in recipes else file.parent.name
-        yield Row(short, cost(quantised), size, bd_rate(anchor, curve), encoding, decoding, minutes, curve)
+        loss, runtime = bd_rate(anchor, curve), quantised.runtime.name
+        yield Row(short, cost(quantised), size, loss, encoding, decoding, runtime, minutes, curve)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -131,11 +134,12 @@ def report(rows: Sequence[Row]) -> str:
             f"{row.bd_rate:+.2f}" if math.isfinite(row.bd_rate) else "–",
             f"{row.encoding:.2f}",
             f"{row.decoding:.2f}",
+            row.runtime,
             f"{row.minutes:.1f}",
         ]
         for row in rows
     ]
-    return table([*head, "encode ×", "decode ×", "minutes"], cells)
+    return table([*head, "encode ×", "decode ×", "by", "minutes"], cells)
 
 
 def front(rows: Sequence[Row]) -> list[Row]:

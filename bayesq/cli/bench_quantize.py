@@ -12,7 +12,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="bits, rate and time of quantised models",
         description="Quantises a model after each recipe and measures all models on the pictures of a folder, in one "
         "run. Prints a Markdown table: stored bits a weight (of quantised layers, of all networks), bits of the "
-        "inputs of g_a and g_s, size, bit operations, BD-rate against the floating-point model, times over its own.",
+        "inputs of g_a and g_s, size, bit operations, BD-rate against the floating-point model, times over its own "
+        "and what ran the transforms.",
     )
     parser.add_argument("folder", metavar="DIR", help="a folder of pictures to measure on")
     parser.add_argument("-m", "--model", default="base", help="floating-point model (default: %(default)s)")
@@ -29,12 +30,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=common.positive, metavar="N", help="only the first N pictures")
     parser.add_argument("-o", "--output", metavar="JSON", help="write the results, after every recipe")
     parser.add_argument("--plot", metavar="PNG", help="draw BD-rate over bits, and the Pareto front")
+    common.add_runtime_option(parser)
     common.add_talk_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     common.check_files(args.output, args.plot)
+    common.use_runtime(args)
 
     import json
 
