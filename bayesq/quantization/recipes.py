@@ -200,9 +200,9 @@ RECIPES: dict[str, Recipe] = {
     "hawq": Recipe(INTEGERS, inputs=A8, harm=sensitivity.traces, rounding=GPTQ(), size=0.2),
     "relevance": Recipe(INTEGERS, inputs=A8, harm=sensitivity.relevance, rounding=GPTQ(), size=0.2),
     "calib": Recipe(INTEGERS, inputs=A8, harm=sensitivity.one_at_a_time, rounding=GPTQ(), size=0.2),
-    "lrp": Recipe(INTEGERS, inputs=A8, harm=sensitivity.propagated_relevance, rounding=GPTQ(), size=0.2),
-    "entropy": Recipe(INTEGERS, inputs=A8, harm=sensitivity.activation_entropy, rounding=GPTQ(), size=0.2),
-    "gates": Recipe(INTEGERS, inputs=A8, harm=Gates(), rounding=GPTQ(), size=0.2),
+    "lrp": Recipe(INTEGERS, kept=FINE, inputs=A8, harm=sensitivity.propagated_relevance, rounding=GPTQ(), size=0.2),
+    "entropy": Recipe(INTEGERS, kept=FINE, inputs=A8, harm=sensitivity.activation_entropy, rounding=GPTQ(), size=0.2),
+    "gates": Recipe(INTEGERS, kept=FINE, inputs=A8, harm=Gates(), rounding=GPTQ(), size=0.2),
     "hamp": Recipe(
         INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.monotone, rounding=GPTQ(), size=0.2
     ),
