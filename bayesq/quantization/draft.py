@@ -88,6 +88,12 @@ class Draft:
         fitted = form.fit(values * (HEADROOM if bits > 8 else 1), weights + 1e-30, span)
         return replace(self, activation=bits, step=fitted["scale"][:, 0], zero=fitted["zero"][:, 0].int())
 
+    @property
+    def importance_of_columns(self) -> Tensor:
+        """How much the loss minds each of the columns, ``(positions,)``: its sensitivity, mean one."""
+        weights = self.columns(self.sensitivity.mean(1, keepdim=True).expand_as(self.inputs)).mean(0)
+        return weights / weights.mean().clamp_min(1e-30)
+
     def columns(self, inputs: Tensor) -> Tensor:
         """Inputs as the layer's matrix sees them, ``(I·k·k, positions)``, at most ``COLUMNS`` of them."""
         columns = F.unfold(inputs, self.weight.shape[-2:]).transpose(0, 1).flatten(1)

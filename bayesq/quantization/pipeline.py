@@ -157,7 +157,7 @@ def _fitted(
 
 def _rounded(draft: Draft, form: Format, recipe: Recipe) -> QuantizedConv:
     made = recipe.rounding(draft, form, recipe.span)
-    return (corrected(made) if recipe.correct else made).layer()
+    return (corrected(made, draft) if recipe.correct else made).layer()
 
 
 def _kept(recipe: Recipe, names: Sequence[str]) -> dict[str, Format]:

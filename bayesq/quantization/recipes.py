@@ -10,6 +10,7 @@ import numpy as np
 
 from bayesq.errors import ModelError
 from bayesq.quantization import allocation, sensitivity
+from bayesq.quantization.adaquant import AdaQuant
 from bayesq.quantization.formats import (
     Affine,
     Binary,
@@ -171,11 +172,14 @@ RECIPES: dict[str, Recipe] = {
     "w8a8": Recipe(kept=FINE, inputs=A8, shapes=(SMOOTH,), rounding=GPTQ()),
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-centred": Recipe(kept=FINE, inputs=A8, shapes=(Centre(), Smooth(0.5))),
+    "repq": Recipe(kept=FINE, inputs=A8, shapes=(Centre(), Smooth(1.0))),
     "noisy": Recipe(kept=FINE, inputs=(*A8[:-1], ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), kept=FINE, inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), kept=FINE, rounding=GPTQ()),
     "w4a8": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=GPTQ()),
     "adaround": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaRound()),
+    "adaquant": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaQuant()),
+    "adaquant-gptq": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaQuant(first=GPTQ())),
     "rotate": Recipe((Affine(4),), kept=FINE, inputs=A8, shapes=(Rotate(),), rounding=GPTQ()),
     "svdquant": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, shapes=(Smooth(0.5), Absorb(8))),
     "percentile": Recipe((Affine(6),), kept=FINE, inputs=A8, span=Percentile(0.9995), input_range=Percentile(0.99995)),

@@ -35,12 +35,16 @@ def nearest(draft: Draft, form: Format, span: Range) -> Reconstruction:
     return Reconstruction(draft, form, parameters, form.grid(parameters).index(draft.weight))
 
 
-def corrected(made: Reconstruction) -> Reconstruction:
-    """With a bias that makes up for the mean error of weights and inputs (Nagel et al., arXiv 1906.04721)."""
-    draft = made.draft
-    exact, rounded = (draft.columns(x).mean(1) for x in (draft.inputs, draft.rounded))
+def corrected(made: Reconstruction, draft: Draft) -> Reconstruction:
+    """With a bias that makes up for the mean error of weights and inputs (Nagel et al., arXiv 1906.04721).
+
+    Args:
+        made: What became of the draft.
+        draft: The layer as it should be.
+    """
+    exact, rounded = draft.columns(draft.inputs).mean(1), draft.columns(made.draft.rounded).mean(1)
     bias = draft.bias + draft.weight.flatten(1) @ exact - made.weight.flatten(1) @ rounded
-    return replace(made, draft=replace(draft, bias=bias))
+    return replace(made, draft=replace(made.draft, bias=bias))
 
 
 def _one_by_one(form: Format) -> None:
@@ -75,8 +79,7 @@ class GPTQ:
         parameters = form.fit(draft.weight, draft.importance, span)
         outputs = len(draft.weight)
         columns = draft.columns(draft.rounded)
-        weights = draft.columns(draft.sensitivity.mean(1, keepdim=True).expand_as(draft.inputs)).mean(0)
-        columns = columns * (weights / weights.mean().clamp_min(1e-30)).sqrt()
+        columns = columns * draft.importance_of_columns.sqrt()
         moments = (columns @ columns.T).double()
         moments += self.damping * moments.diagonal().mean().clamp_min(1e-30) * torch.eye(len(moments))
         order = moments.diagonal().argsort(descending=True)

@@ -45,7 +45,9 @@ class Centre:
 class Smooth:
     """Divides input channels by max|x|^α / max|w|^(1 − α) and multiplies their weights (SmoothQuant, arXiv 2211.10438).
 
-    With α = 1 all channels have one range: one step a channel, as integer kernels can compute it (RepQ-ViT).
+    With α = 1, and ``Centre`` before it, all channels have one range: steps and zero points of each channel, folded into
+    weights and bias, so that integer kernels can compute with them. This is RepQ-ViT's reparametrisation of scales
+    (Li et al., arXiv 2212.08254), x ↦ (x + s ∘ r₂) / r₁ with r₁ the ratio of a channel's step to the mean one.
 
     Attributes:
         strength: α, how much of the inputs' spread the weights take.

@@ -1,94 +1,26 @@
 """Training with quantised layers: block by block, then all at once.
 
-Weights, scales, biases, and the steps and zero points of inputs learn from rate and distortion and from the
-floating-point codec's pictures; what is rounded is passed straight through. Unlike learned step size quantisation (LSQ,
-Esser et al., arXiv 1902.08153), what is rounded is the weight over its scale: a scale that moves carries its row along
-and leaves the codes as they are. Many belong to weights at the border of their cells, where GPTQ put them so that
-errors make up for one another. Blocks first and everything after is the order of EfficientQAT (arXiv 2407.11062) and of
-block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the codec's own loss.
+Layers learn from rate and distortion and from the floating-point codec's pictures. Blocks first and everything after is
+the order of EfficientQAT (arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the
+codec's own loss.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bayesq.codec import Codec
 from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.quantization.draft import Draft
-from bayesq.quantization.formats.base import SCALE_MIN, half
-from bayesq.quantization.gradients import rounded
-from bayesq.quantization.layers import GRID, QuantizedConv, layer_called, replace
+from bayesq.quantization.layers import layer_called, replace
+from bayesq.quantization.learned import LearnedConv
 from bayesq.quantization.recipes import Tuning
 from bayesq.training.data import Crops
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
-
-INSIDE = 0.25
-"""How far from the middle of its cell a weight starts at most, in widths of the cell."""
-
-
-class LearnedConv(nn.Module):
-    """A quantised convolution in training; it computes what its export will compute, but for half precision.
-
-    Args:
-        layer: What it starts as.
-        weight: The weights behind the codes, of the shaped layer. They start within the cells of their codes, no nearer
-            to the border than ``INSIDE`` says.
-        sharpness: Of the gradient of rounded inputs, see ``rounded``.
-    """
-
-    def __init__(self, layer: QuantizedConv, weight: Tensor, sharpness: float | None = None) -> None:
-        super().__init__()
-        self.layer = copy.deepcopy(layer)
-        cell = layer.grid.cell(layer.grid.unpack(layer.codes, layer.spec.shape))
-        reach = INSIDE * cell.width
-        self.weight = nn.Parameter(torch.maximum(torch.minimum(weight, cell.centre + reach), cell.centre - reach))
-        self.log_scale = nn.Parameter(layer.grid_parameters["scale"].log())
-        self.bias = nn.Parameter(torch.zeros(layer.spec.shape[0]) if layer.bias is None else layer.bias.clone())
-        self.log_step = None if layer.step is None else nn.Parameter(layer.step.log())
-        self.zero = None if layer.zero is None else nn.Parameter(layer.zero.float())
-        self.grain, self.sharpness = float(cell.width.mean()), sharpness
-
-    def decoded(self) -> Tensor:
-        """The weights as their codes stand for them; gradients as described above."""
-        grid, first = self.layer.grid, self.layer.grid_parameters["scale"]
-        codes = grid.index(self.weight)
-        value, inside = grid.value(codes), grid.cell(codes).contains(self.weight.detach()).float()
-        straight = value + inside * (self.weight - self.weight.detach())
-        growth = self.log_scale.exp() / first
-        return (straight.view(len(first), -1) * growth.view(len(first), -1)).view(value.shape)
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """Shaped inputs as their codes stand for them."""
-        bits = self.layer.spec.activation
-        if self.log_step is None or bits is None or self.zero is None:
-            return x
-        step, zero = self.log_step.exp().view(1, -1, 1, 1), rounded(self.zero).view(1, -1, 1, 1)
-        return step * (rounded((x / step + zero).clamp(0, 2**bits - 1), self.sharpness) - zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer.shaped(x)
-        y = F.conv2d(self.rounded(x), self.decoded(), self.bias)
-        if self.layer.low_in is None or self.layer.low_out is None:
-            return y
-        return y + F.conv2d(F.conv2d(x, self.layer.low_in), self.layer.low_out)
-
-    @torch.no_grad()
-    def export(self) -> QuantizedConv:
-        """The layer with what it learned, as it is stored."""
-        scale, grid = half(self.log_scale.exp().clamp_min(SCALE_MIN)), self.layer.grid
-        state = {name: buffer for name, buffer in self.layer.state_dict().items() if buffer is not None}
-        state |= {GRID + "scale": scale, "codes": grid.pack(grid.index(self.weight)), "bias": self.bias.detach()}
-        if self.log_step is not None:
-            state["step"] = self.log_step.exp()
-        if self.zero is not None:
-            state["zero"] = self.zero.round().clamp(0, 2 ** (self.layer.spec.activation or 8) - 1).int()
-        return QuantizedConv(self.layer.spec, self.layer.padding, state)
 
 
 def block_of(name: str) -> str:
@@ -142,11 +74,7 @@ def _train(
     groups: list[dict] = []
     for layer in members:
         assert isinstance(layer, LearnedConv)
-        rates = {layer.log_step: settings.rate / 20, layer.zero: settings.rate}
-        if settings.weights:
-            coarse = settings.rate * layer.grain
-            rates |= {layer.weight: coarse, layer.bias: coarse, layer.log_scale: settings.rate / 20}
-        groups += [{"params": [p.requires_grad_()], "lr": rate} for p, rate in rates.items() if p is not None]
+        groups += layer.groups(settings.rate, settings.rate / 20, settings.weights)
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1, (step + 1) / 10) * (1 - step / max(steps, 1))

@@ -48,6 +48,14 @@ def test_a_range_for_each_channel_is_finer(draft):
     assert error(draft, each, Affine(8)) < 0.5 * error(draft, one, Affine(8))
 
 
+def test_centred_and_wholly_smoothed_inputs_have_in_one_range_what_each_channel_has_in_its_own(draft):
+    folded = shaped(draft, (Centre(), Smooth(1.0))).with_activation(6)
+    each, one = (draft.with_activation(6, by_channel) for by_channel in (True, False))
+    assert len(folded.step) == 1 and len(each.step) == 16
+    found = [error(draft, inputs, Affine(12)) for inputs in (folded, each, one)]
+    assert found[0] < 1.2 * found[1] < 0.2 * found[2]
+
+
 @pytest.mark.parametrize("by_channel", [False, True])
 def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
     draft = draft.with_activation(5, by_channel)
