@@ -59,6 +59,8 @@ class Tuning:
             learned from the latter alone is as much what a few crops would have of any codec.
         sharpness: Of the gradient of rounded inputs near the borders of cells; None for that of the identity.
         weights: Whether weights, their scales and biases learn too, not only the steps and zero points of inputs.
+        freeze: Share of steps, a running mean, in which a weight's code may turn back before it is frozen; see
+            ``bayesq.quantization.oscillation``.
     """
 
     steps: int = 200
@@ -69,6 +71,7 @@ class Tuning:
     distillation: float = 10.0
     sharpness: float | None = None
     weights: bool = True
+    freeze: float | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,9 @@ RECIPES: dict[str, Recipe] = {
     "adaround": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaRound()),
     "adaquant": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaQuant()),
     "adaquant-gptq": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaQuant(first=GPTQ())),
+    "brecq": Recipe(
+        (Affine(4, 32),), kept=FINE, inputs=A8, rounding=GPTQ(), tuning=Tuning(steps=0, block_steps=12, batch=4)
+    ),
     "rotate": Recipe((Affine(4),), kept=FINE, inputs=A8, shapes=(Rotate(),), rounding=GPTQ()),
     "svdquant": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, shapes=(Smooth(0.5), Absorb(8))),
     "percentile": Recipe((Affine(6),), kept=FINE, inputs=A8, span=Percentile(0.9995), input_range=Percentile(0.99995)),
@@ -217,6 +223,7 @@ RECIPES: dict[str, Recipe] = {
     "mixed5-tuned": mixed(0.2, 9.5, Tuning()),
     "mixed4": mixed(0.125, 8.5),
     "mixed4-tuned": mixed(0.125, 8.5, Tuning()),
+    "mixed4-frozen": mixed(0.125, 8.5, Tuning(freeze=0.04)),
     "mixed3": mixed(0.094, 5.5),
     "mixed3-tuned": mixed(0.094, 5.5, Tuning()),
 }

@@ -45,8 +45,8 @@ class Centre:
 class Smooth:
     """Divides input channels by max|x|^α / max|w|^(1 − α) and multiplies their weights (SmoothQuant, arXiv 2211.10438).
 
-    With α = 1, and ``Centre`` before it, all channels have one range: steps and zero points of each channel, folded into
-    weights and bias, so that integer kernels can compute with them. This is RepQ-ViT's reparametrisation of scales
+    With α = 1, and ``Centre`` before it, all channels have one range: steps and zero points of each channel, folded
+    into weights and bias, so that integer kernels can compute with them. This is RepQ-ViT's reparametrisation of scales
     (Li et al., arXiv 2212.08254), x ↦ (x + s ∘ r₂) / r₁ with r₁ the ratio of a channel's step to the mean one.
 
     Attributes:

@@ -18,6 +18,7 @@ from bayesq.networks.rate import LAMBDA_MAX, rate_weight
 from bayesq.quantization.draft import Draft
 from bayesq.quantization.layers import layer_called, replace
 from bayesq.quantization.learned import LearnedConv
+from bayesq.quantization.oscillation import Oscillations
 from bayesq.quantization.recipes import Tuning
 from bayesq.training.data import Crops
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
@@ -72,8 +73,11 @@ def _train(
 ) -> None:
     codec.requires_grad_(False)
     groups: list[dict] = []
+    freezers: list[Oscillations] = []
     for layer in members:
         assert isinstance(layer, LearnedConv)
+        if settings.freeze is not None:
+            freezers.append(Oscillations(layer, settings.freeze))
         groups += layer.groups(settings.rate, settings.rate / 20, settings.weights)
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -87,6 +91,8 @@ def _train(
             _loss(codec, original, pictures, levels, settings.distillation, generator).backward()
             optimiser.step()
             schedule.step()
+            for freeze in freezers:
+                freeze()
             bar.update()
 
 

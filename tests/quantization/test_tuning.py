@@ -8,9 +8,10 @@ from layer_errors import output
 
 from bayesq.quantization import Recipe, Tuning, quantize
 from bayesq.quantization.formats import Affine, Coded, DoubleBinary, NormalFloat, Pyramid
+from bayesq.quantization.learned import LearnedConv
+from bayesq.quantization.oscillation import Oscillations
 from bayesq.quantization.ranges import whole_range
 from bayesq.quantization.rounding import nearest
-from bayesq.quantization.tuning import LearnedConv
 
 LEARNED = [Affine(4), Affine(3, 8, symmetric=False), Coded(rate=3), NormalFloat(4), DoubleBinary(), Pyramid(8)]
 
@@ -59,7 +60,30 @@ def test_weights_within_their_cells_learn_as_if_not_rounded(draft):
     torch.testing.assert_close(learned.log_scale.grad.flatten(), (slope * value.detach()).flatten(1).sum(1))
 
 
-def test_tuning_lowers_the_loss(base, data):
+def test_weights_that_go_to_and_fro_are_frozen_where_they_mostly_were_and_others_are_not(draft):
+    made = nearest(draft, Affine(4), whole_range)
+    learned = LearnedConv(made.layer(), draft.weight)
+    grid, start = learned.layer.grid, made.codes.clamp(2, 9)
+    learned.weight.data = grid.value(start)
+    freeze = Oscillations(learned, most=0.1)
+    hop, drift = torch.zeros(start.shape, dtype=torch.bool), torch.arange(start.numel()).view(start.shape) % 5 == 1
+    hop[0] = True
+    hop &= ~drift
+    for step in range(40):
+        codes = torch.where(hop, start + (step % 3 == 0), torch.where(drift, start + step // 8, start))
+        learned.weight.data = grid.value(codes)
+        freeze()
+    assert torch.equal(freeze.frozen, hop)
+    codes = grid.index(learned.weight)
+    assert torch.equal(codes[hop], start[hop]) and torch.equal(codes[drift], start[drift] + 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Tuning(steps=15, block_steps=1), Tuning(steps=0, block_steps=2), Tuning(steps=15, freeze=0.04)],
+    ids=["blocks, then all", "blocks", "frozen"],
+)
+def test_tuning_lowers_the_loss(base, data, settings):
     recipe = Recipe((Affine(3),), inputs=(("*", 8),), rounding=nearest)
-    tuned = dataclasses.replace(recipe, tuning=Tuning(steps=15, block_steps=1, batch=2, crop=64))
+    tuned = dataclasses.replace(recipe, tuning=dataclasses.replace(settings, batch=2, crop=64))
     assert quantize(base, tuned, data).loss_after < quantize(base, recipe, data).loss_after
