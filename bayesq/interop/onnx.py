@@ -18,8 +18,9 @@ from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.networks.rate import ANCHORS, LEVELS, Interpolated
 from bayesq.networks.transforms import BLOCK, Analysis, Bottleneck, Lapping, Stack, Synthesis
-from bayesq.quantization.formats import Affine
+from bayesq.quantization.formats import Affine, Format
 from bayesq.quantization.formats.affine import ClippedLattice
+from bayesq.quantization.formats.base import Scaled
 from bayesq.quantization.layers import QuantizedConv, hadamard
 
 if TYPE_CHECKING:
@@ -137,8 +138,17 @@ def _shaped(g: _Graph, layer: QuantizedConv, x: str) -> str:
 
 
 def _rounded(g: _Graph, layer: QuantizedConv, x: str) -> str:
-    """The input through integers: of 8 bits in the pair that engines look for, of others in plain arithmetic."""
-    if layer.spec.activation is None or layer.step is None or layer.zero is None:
+    """The input through integers: of 8 bits in the pair that engines look for, of others in plain arithmetic;
+    or to the nearest of a format's levels."""
+    if layer.spec.activation is None or layer.step is None:
+        return x
+    if isinstance(layer.spec.activation, Format):
+        assert isinstance(layer.spec.activation, Scaled)
+        levels = layer.spec.activation.levels() * layer.step
+        above = g("Greater", g("Unsqueeze", x, g.integers(-1)), g.constant((levels[1:] + levels[:-1]) / 2))
+        index = g("ReduceSum", g("CastLike", above, g.integers(0)), g.integers(-1), keepdims=0)
+        return g("Gather", g.constant(levels), index)
+    if layer.zero is None:
         return x
     if layer.spec.activation == 8:
         step, zero = (t[0] if len(t) == 1 else t for t in (layer.step, layer.zero))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bayesq.quantization.draft import Draft, Reconstruction
 from bayesq.quantization.formats import Format, Range
-from bayesq.quantization.layers import QuantizedConv
+from bayesq.quantization.layers import QuantizedConv, bits_of
 from bayesq.quantization.learned import LearnedConv
 from bayesq.quantization.rounding import Rounding, nearest
 
@@ -45,7 +45,7 @@ class AdaQuant:
     first: Rounding = nearest
 
     def __call__(self, draft: Draft, form: Format, span: Range) -> Reconstruction:
-        wide = draft.activation is not None and draft.activation > WIDE
+        wide = bits_of(draft.activation) > WIDE
         start = self.first(replace(draft, activation=None) if wide else draft, form, span)
         nearby = form.grid(start.parameters).cell(start.codes).contains(draft.weight)
         learned = LearnedConv(start.layer(), torch.where(nearby, draft.weight, start.weight), reach=0.5)

@@ -14,7 +14,7 @@ from bayesq.codec import Codec
 from bayesq.hyperprior import Hyperprior
 from bayesq.networks.integer import IntegerConv
 from bayesq.prior import quantize
-from bayesq.quantization.layers import QuantizedConv
+from bayesq.quantization.layers import QuantizedConv, bits_of
 
 FLOAT, STORED_FLOAT, INTEGER = 32, 16, 8
 SIDE = 64
@@ -35,7 +35,7 @@ class LayerCost:
     bits: int
     macs: float
     width: float
-    activation: int
+    activation: float
 
     @property
     def operations(self) -> float:
@@ -57,7 +57,7 @@ def cost_of(layer: nn.Module, positions: float) -> LayerCost:
         kept = [buffer for name, buffer in layer.state_dict().items() if name != "bias"]
         if layer.low_in is not None and layer.low_out is not None:
             macs += (layer.low_in.numel() + layer.low_out.numel()) * positions
-        return LayerCost(count, stored_bits(kept), macs, layer.spec.format.factor, layer.spec.activation or FLOAT)
+        return LayerCost(count, stored_bits(kept), macs, layer.spec.format.factor, bits_of(layer.spec.activation))
     if isinstance(layer, IntegerConv):
         return LayerCost(count, INTEGER * count, macs, INTEGER, INTEGER)
     return LayerCost(count, STORED_FLOAT * count, macs, FLOAT, FLOAT)

@@ -8,16 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayesq.errors import ModelError
 from bayesq.quantization.calibration import Seen
 from bayesq.quantization.formats import Affine, Format, Parameters, Range
-from bayesq.quantization.formats.base import whole_range
-from bayesq.quantization.layers import GRID, QuantizedConv, Spec
+from bayesq.quantization.formats.base import Scaled, whole_range
+from bayesq.quantization.layers import GRID, Activation, QuantizedConv, Spec
 
 COLUMNS = 4096
 """Positions that weights are reconstructed on, at most, a layer."""
 HEADROOM = 4
 """How much farther than what calibration saw inputs of more than eight bits reach. Latents that few crops have at all
 go far beyond, and two of 16 bits are nothing beside what is lost where inputs are clipped."""
+
+
+def _form_of(activation: int | Format, by_channel: bool = False) -> Format:
+    if isinstance(activation, int):
+        return Affine(activation, 0 if by_channel else None, symmetric=False)
+    if not isinstance(activation, Scaled) or activation.group is not None:
+        raise ModelError(f"{activation}: inputs are levels with one scale, without groups")
+    return activation
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,8 @@ class Draft:
         shift, scale: ``(1, I, 1, 1)``, None for none.
         rotation: Channels that are rotated together.
         low: Two thin convolutions whose sum with ``weight`` is the layer, None for none.
-        activation: Bits of the inputs, None for floating point.
-        step, zero: Of the inputs' codes.
+        activation: Bits of the inputs, or their format; None for floating point.
+        step, zero: Of the inputs' codes; the scale of a format's levels, which have no zero point.
     """
 
     weight: Tensor
@@ -50,7 +59,7 @@ class Draft:
     scale: Tensor | None = None
     rotation: int = 1
     low: tuple[Tensor, Tensor] | None = None
-    activation: int | None = None
+    activation: Activation = None
     step: Tensor | None = None
     zero: Tensor | None = None
 
@@ -75,18 +84,22 @@ class Draft:
     @property
     def rounded(self) -> Tensor:
         """The inputs as their codes stand for them."""
-        if self.activation is None or self.step is None or self.zero is None:
+        if self.activation is None or self.step is None:
             return self.inputs
-        form = Affine(self.activation, None, symmetric=False)
-        grid = form.grid({"scale": self.step[:, None], "zero": self.zero[:, None]})
+        parameters = {"scale": self.step[:, None]} | ({} if self.zero is None else {"zero": self.zero[:, None]})
+        grid = _form_of(self.activation).grid(parameters)
         return grid.straight_through(self.inputs.transpose(0, 1).contiguous()).transpose(0, 1)
 
-    def with_activation(self, bits: int, by_channel: bool = False, span: Range = whole_range) -> Draft:
-        """With inputs of so many bits, in one range for all or one for each channel; errors count by sensitivity."""
-        form = Affine(bits, 0 if by_channel else None, symmetric=False)
+    def with_activation(self, activation: int | Format, by_channel: bool = False, span: Range = whole_range) -> Draft:
+        """With inputs of so many bits, in one range for all or one for each channel; errors count by sensitivity.
+
+        Inputs of a format's levels have one range, and no zero point.
+        """
+        form = _form_of(activation, by_channel)
         values, weights = (x.transpose(0, 1).contiguous() for x in (self.inputs, self.sensitivity))
-        fitted = form.fit(values * (HEADROOM if bits > 8 else 1), weights + 1e-30, span)
-        return replace(self, activation=bits, step=fitted["scale"][:, 0], zero=fitted["zero"][:, 0].int())
+        fitted = form.fit(values * (HEADROOM if form.bits > 8 else 1), weights + 1e-30, span)
+        zero = fitted["zero"][:, 0].int() if "zero" in fitted else None
+        return replace(self, activation=activation, step=fitted["scale"][:, 0], zero=zero)
 
     @property
     def importance_of_columns(self) -> Tensor:

@@ -25,7 +25,7 @@ from bayesq.errors import ModelError
 from bayesq.networks.rate import LEVELS
 from bayesq.quantization.allocation import integer_program
 from bayesq.quantization.calibration import Batch, losses
-from bayesq.quantization.layers import Inputs, QuantizedConv, layer_called, quantized
+from bayesq.quantization.layers import Inputs, QuantizedConv, bits_of, layer_called, quantized
 from bayesq.quantization.layers import replace as put
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def at(codec: Codec, precision: int) -> Codec:
 def mean_bits(codec: Codec, macs: Mapping[str, float]) -> float:
     """Of the inputs of g_s, by multiply–adds."""
     layers = [(name, layer) for name, layer in quantized(codec) if name in macs]
-    return sum(macs[name] * (layer.spec.activation or 32) for name, layer in layers) / sum(macs[n] for n, _ in layers)
+    return sum(macs[name] * bits_of(layer.spec.activation) for name, layer in layers) / sum(macs[n] for n, _ in layers)
 
 
 def adapt(
@@ -119,7 +119,7 @@ def adapt(
 
 def _inputs(source: Draft | QuantizedConv) -> Inputs:
     bits = source.spec.activation if isinstance(source, QuantizedConv) else source.activation
-    assert bits is not None and source.step is not None and source.zero is not None
+    assert isinstance(bits, int) and source.step is not None and source.zero is not None
     return bits, source.step, source.zero
 
 

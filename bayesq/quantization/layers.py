@@ -23,12 +23,21 @@ from torch import Tensor, nn
 from bayesq.errors import ModelError
 from bayesq.quantization.formats import Affine, Format, Parameters, as_json, from_json
 from bayesq.quantization.formats.affine import ClippedLattice
-from bayesq.quantization.formats.base import Grid, half
+from bayesq.quantization.formats.base import Grid, Scaled, half
 from bayesq.runtime import bytes_add_up_in_words
 
 GRID = "grid_"
 Inputs = tuple[int, Tensor, Tensor]
 """Bits, step and zero point of what comes in, the latter of shape ``(1,)``."""
+
+
+Activation = int | Format | None
+"""What comes in: integers of so many bits, levels of a format, or floats."""
+
+
+def bits_of(activation: Activation) -> float:
+    """Of one number that comes in, 32 of a float."""
+    return 32 if activation is None else activation if isinstance(activation, int) else activation.bits
 
 
 @dataclass(frozen=True)
@@ -38,20 +47,22 @@ class Spec:
     Attributes:
         format: Of the weights.
         shape: Of the weights, ``(O, I, k, k)``.
-        activation: Bits of what comes in; None for floating point.
+        activation: What comes in: integers of so many bits, or levels of a format with one scale; None for floating
+            point.
         rotation: Channels in a row that are mixed by a Hadamard matrix; 1 for none.
         precisions: Bits of what comes in, in each further precision; see ``bayesq.quantization.dynamic``.
     """
 
     format: Format
     shape: tuple[int, int, int, int]
-    activation: int | None = None
+    activation: Activation = None
     rotation: int = 1
     precisions: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         content: dict[str, Any] = {"format": as_json(self.format), "shape": list(self.shape)}
-        content |= {"activation": self.activation, "rotation": self.rotation}
+        levels = as_json(self.activation) if isinstance(self.activation, Format) else self.activation
+        content |= {"activation": levels, "rotation": self.rotation}
         return content | ({"precisions": list(self.precisions)} if self.precisions else {})
 
     @classmethod
@@ -59,6 +70,11 @@ class Spec:
         """The inverse of ``as_json``. Raises KeyError, TypeError, ValueError or ModelError if it is none."""
         outputs, inputs, height, width = map(int, content["shape"])
         bits, rotation = content["activation"], int(content["rotation"])
+        if isinstance(bits, dict):
+            levels = from_json(bits)
+            if not isinstance(levels, Scaled) or levels.group is not None:
+                raise ValueError(f"{levels} is no format of inputs")
+            return cls(from_json(content["format"]), (outputs, inputs, height, width), levels, rotation)
         precisions = tuple(map(int, content.get("precisions", ())))
         widths = [int(width) for width in (bits, *precisions) if width is not None]
         if not all(2 <= width <= 16 for width in widths) or rotation < 1 or inputs % rotation:
@@ -144,7 +160,12 @@ class QuantizedConv(nn.Module):
 
     def rounded(self, x: Tensor) -> Tensor:
         """The shaped input as its codes stand for it."""
-        if self.spec.activation is None or self.step is None or self.zero is None:
+        if self.spec.activation is None or self.step is None:
+            return x
+        if isinstance(self.spec.activation, Format):
+            grid = self.spec.activation.grid({"scale": self.step[:, None]})
+            return grid.value(grid.index(x)) if torch.jit.is_tracing() else grid.straight_through(x)
+        if self.zero is None:
             return x
         top = 2**self.spec.activation - 1
         if len(self.step) == 1:
@@ -197,7 +218,7 @@ def _scaled(x: Tensor, scale: Tensor) -> Tensor:
     return F.conv2d(x, scale.movedim(1, 0), groups=scale.shape[1]) if torch.jit.is_tracing() else x * scale
 
 
-def in_integers(form: Format, activation: int | None) -> bool:
+def in_integers(form: Format, activation: Activation) -> bool:
     """Whether inference engines have integer kernels for such weights and inputs that are right on this processor.
 
     They take eight bits and a step a channel. Without instructions that add up in 32 bits, sums saturate.
@@ -205,7 +226,7 @@ def in_integers(form: Format, activation: int | None) -> bool:
     return fits_bytes(form, activation) and bytes_add_up_in_words()
 
 
-def fits_bytes(form: Format, activation: int | None) -> bool:
+def fits_bytes(form: Format, activation: Activation) -> bool:
     """Whether engines may take integer kernels for such weights and inputs."""
     return isinstance(form, Affine) and form.width <= 8 and form.group == 0 and activation == 8
 

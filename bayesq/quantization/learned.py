@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bayesq.quantization.formats import Format
 from bayesq.quantization.formats.base import SCALE_MIN, half
 from bayesq.quantization.gradients import rounded
-from bayesq.quantization.layers import GRID, QuantizedConv
+from bayesq.quantization.layers import GRID, QuantizedConv, bits_of
 
 INSIDE = 0.25
 """Of a cell's width: weights that start no farther from its middle keep their codes for a while."""
@@ -71,11 +72,17 @@ class LearnedConv(nn.Module):
 
     def rounded(self, x: Tensor) -> Tensor:
         """Shaped inputs as their codes stand for them."""
-        bits = self.layer.spec.activation
-        if self.log_step is None or bits is None or self.zero is None:
+        activation = self.layer.spec.activation
+        if self.log_step is None or activation is None:
             return x
-        step, zero = self.log_step.exp().view(1, -1, 1, 1), rounded(self.zero).view(1, -1, 1, 1)
-        return step * (rounded((x / step + zero).clamp(0, 2**bits - 1), self.sharpness) - zero)
+        step = self.log_step.exp().view(1, -1, 1, 1)
+        if isinstance(activation, Format):
+            grid = activation.grid({"scale": torch.ones(1, 1)})
+            return step * grid.straight_through((x / step).clamp(-1, 1))
+        if self.zero is None:
+            return x
+        zero = rounded(self.zero).view(1, -1, 1, 1)
+        return step * (rounded((x / step + zero).clamp(0, 2**activation - 1), self.sharpness) - zero)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer.shaped(x)
@@ -93,5 +100,5 @@ class LearnedConv(nn.Module):
         if self.log_step is not None:
             state["step"] = self.log_step.exp()
         if self.zero is not None:
-            state["zero"] = self.zero.round().clamp(0, 2 ** (self.layer.spec.activation or 8) - 1).int()
+            state["zero"] = self.zero.round().clamp(0, 2 ** bits_of(self.layer.spec.activation) - 1).int()
         return QuantizedConv(self.layer.spec, self.layer.padding, state)

@@ -134,7 +134,7 @@ def quantize(
     return Quantized(codec, formats, before, mean_loss(codec, batch))
 
 
-def _first(rules: Sequence[tuple[str, int]], name: str) -> int | None:
+def _first(rules: Sequence[tuple[str, int | Format]], name: str) -> int | Format | None:
     return next((bits for pattern, bits in rules if fnmatchcase(name, pattern)), None)
 
 

@@ -98,7 +98,8 @@ class Recipe:
         parts: Of the codec.
         kept: Formats of layers, by patterns of their names; they are left out of the allocation. Nothing is kept where
             the patterns fit all of g_a and g_s.
-        inputs: Bits of the inputs of g_a and g_s, by patterns of layers' names, the first that fits; others float.
+        inputs: Bits of the inputs of g_a and g_s, or their format, by patterns of layers' names, the first that fits;
+            others float.
         input_range: Of inputs; errors are weighted by the loss' sensitivity.
         by_channel: Whether each input channel has a range of its own.
         span: Range of weights.
@@ -117,7 +118,7 @@ class Recipe:
     formats: tuple[Format, ...] = (Affine(8),)
     parts: tuple[str, ...] = TRANSFORMS
     kept: tuple[tuple[str, Format], ...] = ()
-    inputs: tuple[tuple[str, int], ...] = ()
+    inputs: tuple[tuple[str, int | Format], ...] = ()
     input_range: Range = LEAST_HARM
     by_channel: bool = False
     span: Range = LEAST_HARM
@@ -138,6 +139,8 @@ LAST = ("synthesis.fine.blocks.[234].expand", "synthesis.fine.blocks.[34].reduce
 A8 = (("*.linear", 16), ("synthesis.stem", 16), *((name, 16) for name in LAST), ("*", 8))
 """Eight bits but where pixels and latents come in, whose own precision is finer than that, and at the last of base's
 blocks, where 9 % of the products do more than half of the harm of all eight-bit inputs."""
+RECTIFIED = tuple((f"*.blocks.*.{name}", Powers(6, root=4, group=None)) for name in ("spatial", "expand"))
+"""Powers of the fourth root of 2 for what comes out of leaky rectifiers, most of it near zero."""
 FINE = (("*.linear", Affine(12)),)
 """The linear branches, whose weights are all that stands between latents and pixels. In few bits they would hide what a
 format does to the networks; recipes that allocate formats are to find that out."""
@@ -176,6 +179,7 @@ RECIPES: dict[str, Recipe] = {
     "w8a8-plain": Recipe(inputs=(("*", 8),), span=whole_range, input_range=whole_range, correct=False),
     "w8a8-centred": Recipe(kept=FINE, inputs=A8, shapes=(Centre(), Smooth(0.5))),
     "repq": Recipe(kept=FINE, inputs=A8, shapes=(Centre(), Smooth(1.0))),
+    "powers-inputs": Recipe(kept=FINE, inputs=(*RECTIFIED, *A8), rounding=GPTQ()),
     "noisy": Recipe(kept=FINE, inputs=(*A8[:-1], ("*", 6)), noise=Noise()),
     "w6a8": Recipe((Affine(6),), kept=FINE, inputs=A8, rounding=GPTQ()),
     "w4": Recipe((Affine(4, 32),), kept=FINE, rounding=GPTQ()),
@@ -184,7 +188,11 @@ RECIPES: dict[str, Recipe] = {
     "adaquant": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaQuant()),
     "adaquant-gptq": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, rounding=AdaQuant(first=GPTQ())),
     "brecq": Recipe(
-        (Affine(4, 32),), kept=FINE, inputs=A8, rounding=GPTQ(), tuning=Tuning(steps=0, block_steps=12, batch=4)
+        (Affine(4, 32),),
+        kept=FINE,
+        inputs=A8,
+        rounding=GPTQ(),
+        tuning=Tuning(steps=0, block_steps=16, batch=4, rate=0.04),
     ),
     "rotate": Recipe((Affine(4),), kept=FINE, inputs=A8, shapes=(Rotate(),), rounding=GPTQ()),
     "svdquant": Recipe((Affine(4, 32),), kept=FINE, inputs=A8, shapes=(Smooth(0.5), Absorb(8))),

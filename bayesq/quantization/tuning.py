@@ -23,6 +23,9 @@ from bayesq.quantization.recipes import Tuning
 from bayesq.training.data import Crops
 from bayesq.training.loss import BALANCE, RateDistortionLoss, draw_levels
 
+WARM = 10
+"""Steps in which rates rise, a quarter of a phase at most."""
+
 
 def block_of(name: str) -> str:
     """The block that a layer is in: a residual block, or the layer itself."""
@@ -80,8 +83,9 @@ def _train(
             freezers.append(Oscillations(layer, settings.freeze))
         groups += layer.groups(settings.rate, settings.rate / 20, settings.weights)
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    warm = min(WARM, steps // 4 + 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / 10) * (1 - step / max(steps, 1))
+        optimiser, lambda step: min(1, (step + 1) / warm) * (1 - step / max(steps, 1))
     )
     with torch.enable_grad():
         for _ in range(steps):

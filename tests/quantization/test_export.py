@@ -11,7 +11,7 @@ from bayesq.interop import onnx as to_onnx
 from bayesq.quantization import Calibration, Recipe, quantize
 from bayesq.quantization.formats import Affine, Coded, NormalFloat
 from bayesq.quantization.layers import fits_bytes, quantized
-from bayesq.quantization.recipes import A8
+from bayesq.quantization.recipes import A8, RECTIFIED
 from bayesq.quantization.shapes import Absorb, Centre, Noise, Rotate, Smooth
 from bayesq.resources import data_dir
 from bayesq.runtime import bytes_add_up_in_words
@@ -28,6 +28,7 @@ RECIPES = {
     ),
     "coded": Recipe((Coded(rate=5),), inputs=A8, shapes=(Smooth(0.5),)),
     "ten bits": Recipe((Affine(10),), inputs=(("*", 16),)),
+    "powers for inputs": Recipe(inputs=(*RECTIFIED, *A8)),
     "normal float": Recipe((NormalFloat(),)),
 }
 

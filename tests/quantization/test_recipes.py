@@ -16,7 +16,7 @@ from bayesq.metrics import psnr
 from bayesq.quantization import RECIPES, Recipe, quantize, recipe_called
 from bayesq.quantization.calibration import convolutions
 from bayesq.quantization.cost import cost, layer_costs
-from bayesq.quantization.formats import Affine, Coded, Pyramid, Sparse
+from bayesq.quantization.formats import Affine, Coded, Powers, Pyramid, Sparse
 from bayesq.quantization.latency import Stopwatch
 from bayesq.quantization.layers import QuantizedConv, quantized
 from bayesq.quantization.recipes import A8, EVERYTHING, FINE, INTEGERS, mixed
@@ -32,6 +32,7 @@ WHOLE = {
     "integers": Recipe(),
     "quantised inputs": Recipe(inputs=(("*.linear", 16), ("*", 8))),
     "inputs by channel": Recipe(inputs=(("*", 8),), by_channel=True),
+    "inputs in powers": Recipe(inputs=(("synthesis.head", Powers(5, group=None)), ("*", 8))),
     "all shapes": Recipe((Affine(6, 16),), inputs=(("*", 8),), shapes=SHAPES["all"]),
     "pyramids": Recipe((Pyramid(8, 16),)),
     "outliers apart": Recipe((Sparse(),)),
@@ -234,12 +235,14 @@ def test_an_engine_computes_smoothed_layers_as_torch_does(base, data):
     ov = pytest.importorskip("openvino")
     from bayesq.runtime import compiled
 
-    codec = quantize(base, Recipe(inputs=(("*", 8),), shapes=(Smooth(0.5),)), data).codec
+    inputs = ("synthesis.head", Powers(5, group=None)), ("*", 8)
+    codec = quantize(base, Recipe(inputs=inputs, shapes=(Smooth(0.5),)), data).codec
     layers = [layer for _, layer in quantized(codec) if layer.step is not None and layer.input_scale is not None]
-    assert layers
+    assert {type(layer.spec.activation) for layer in layers} == {int, Powers}
     for layer in layers:
         shape = 1, layer.spec.shape[1], 16, 16
-        x = 40 * layer.step * torch.randn(shape, generator=torch.Generator().manual_seed(0)) / layer.input_scale
+        far = 40 if layer.spec.activation == 8 else 0.5
+        x = far * layer.step * torch.randn(shape, generator=torch.Generator().manual_seed(0)) / layer.input_scale
         found = torch.from_numpy(compiled(ov.convert_model(layer, example_input=x)).infer([x.numpy()])[0])
         exact = layer(x)
         assert (found - exact).norm() < 0.01 * exact.norm()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from layer_errors import SHAPES, error, exact, output, shaped
 
-from bayesq.quantization.formats import Affine
+from bayesq.errors import ModelError
+from bayesq.quantization.formats import Affine, Log2, Powers, Pyramid
 from bayesq.quantization.layers import hadamard, rotated
 from bayesq.quantization.ranges import whole_range
 from bayesq.quantization.rounding import nearest
@@ -56,13 +57,30 @@ def test_centred_and_wholly_smoothed_inputs_have_in_one_range_what_each_channel_
     assert found[0] < 1.2 * found[1] < 0.2 * found[2]
 
 
-@pytest.mark.parametrize("by_channel", [False, True])
-def test_rounded_inputs_are_those_of_the_layer(draft, by_channel):
-    draft = draft.with_activation(5, by_channel)
+@pytest.mark.parametrize("activation, by_channel", [(5, False), (5, True), (Powers(4, group=None), False)], ids=str)
+def test_rounded_inputs_are_those_of_the_layer(draft, activation, by_channel):
+    draft = draft.with_activation(activation, by_channel)
     layer = nearest(draft, Affine(8), whole_range).layer()
     inside = draft.inputs[..., 1:-1, 1:-1]
     assert torch.allclose(layer.rounded(layer.shaped(inside)), draft.rounded, atol=float(draft.step.max()) * 1.001)
     assert (layer.rounded(layer.shaped(inside)) != draft.rounded).float().mean() < 0.01
+
+
+def test_powers_are_finer_than_integers_where_inputs_are_small(draft):
+    """Their error is a share of the value."""
+    inputs = torch.randn(draft.inputs.shape, generator=torch.Generator().manual_seed(0)).exp()
+    draft = dataclasses.replace(draft, inputs=inputs)
+    powers, integers = draft.with_activation(Log2(5, 2, None)), draft.with_activation(5)
+    assert powers.zero is None and len(powers.step) == 1 and powers.step == inputs.max().half().float()
+    small = inputs < 0.1
+    errors = [(one.rounded / inputs - 1).abs()[small].mean() for one in (powers, integers)]
+    assert errors[0] < 0.1 < errors[1]
+
+
+@pytest.mark.parametrize("form", [Powers(4), Affine(4), Pyramid()], ids=str)
+def test_inputs_are_not_given_formats_of_many_scales_or_none(draft, form):
+    with pytest.raises(ModelError, match="one scale"):
+        draft.with_activation(form)
 
 
 def test_inputs_of_many_bits_may_go_beyond_what_was_seen(draft):

@@ -7,7 +7,7 @@ import torch
 from layer_errors import output
 
 from bayesq.quantization import Recipe, Tuning, quantize
-from bayesq.quantization.formats import Affine, Coded, DoubleBinary, NormalFloat, Pyramid
+from bayesq.quantization.formats import Affine, Coded, DoubleBinary, NormalFloat, Powers, Pyramid
 from bayesq.quantization.learned import LearnedConv
 from bayesq.quantization.oscillation import Oscillations
 from bayesq.quantization.ranges import whole_range
@@ -16,9 +16,9 @@ from bayesq.quantization.rounding import nearest
 LEARNED = [Affine(4), Affine(3, 8, symmetric=False), Coded(rate=3), NormalFloat(4), DoubleBinary(), Pyramid(8)]
 
 
-@pytest.mark.parametrize("form", LEARNED)
-def test_a_layer_in_training_is_the_layer_it_came_from(draft, form):
-    draft = draft.with_activation(8)
+@pytest.mark.parametrize("form, activation", [*((form, 8) for form in LEARNED), (Affine(4), Powers(6, 4, None))])
+def test_a_layer_in_training_is_the_layer_it_came_from(draft, form, activation):
+    draft = draft.with_activation(activation)
     layer = nearest(draft, form, whole_range).layer()
     learned = LearnedConv(layer, draft.weight)
     assert torch.allclose(output(draft, learned), output(draft, layer), atol=1e-3)

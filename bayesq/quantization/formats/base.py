@@ -148,7 +148,7 @@ class LevelGrid:
 
     def index(self, value: Tensor) -> Tensor:
         rows = (value.detach().reshape(len(self.scale), -1) / self.scale).contiguous()
-        return torch.searchsorted(self._boundaries, rows, out_int32=True).view(value.shape)
+        return torch.searchsorted(self._boundaries, rows).int().view(value.shape)
 
     def _lookup(self, table: Tensor, index: Tensor) -> Tensor:
         rows = index.reshape(len(self.scale), -1).long()
