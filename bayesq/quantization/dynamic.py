@@ -27,6 +27,7 @@ from bayesq.quantization.allocation import integer_program
 from bayesq.quantization.calibration import Batch, losses
 from bayesq.quantization.layers import Inputs, QuantizedConv, bits_of, layer_called, quantized
 from bayesq.quantization.layers import replace as put
+from bayesq.quantization.sensitivity import input_relevance
 
 if TYPE_CHECKING:
     from bayesq.codec import Codec
@@ -132,14 +133,10 @@ def _allocated(
     choices: Mapping[str, Mapping[int, Draft]], macs: Mapping[str, float], settings: Dynamic, mean: float
 ) -> dict[str, int]:
     """Bits of each layer, to second order of least harm for that mean."""
-    harm = np.array([[float(_harm(draft)) for draft in row.values()] for row in choices.values()])
+    harm = np.array([[input_relevance(draft) for draft in row.values()] for row in choices.values()])
     cost = np.array([[macs[name] * bits for bits in settings.bits] for name in choices])
     picked = integer_program(harm, cost[None], np.array([mean * sum(macs.values())]))
     return {name: settings.bits[k] for name, k in zip(choices, picked, strict=True)}
-
-
-def _harm(draft: Draft) -> Tensor:
-    return ((draft.rounded - draft.inputs).square() * draft.sensitivity).sum()
 
 
 def _trained(codec: Codec, macs: Mapping[str, float], settings: Dynamic, batch: Batch) -> Selector:

@@ -23,8 +23,9 @@ from bayesq.quantization.formats import Format
 from bayesq.quantization.latency import Stopwatch
 from bayesq.quantization.layers import QuantizedConv
 from bayesq.quantization.ranges import whole_range
-from bayesq.quantization.recipes import Recipe
+from bayesq.quantization.recipes import InputFormats, Recipe
 from bayesq.quantization.rounding import corrected, nearest
+from bayesq.quantization.sensitivity import input_relevance
 from bayesq.training.data import Crops, find_pictures
 
 log = logging.getLogger(__name__)
@@ -110,16 +111,13 @@ def quantize(
     convs = convolutions(codec, recipe.parts)
     before = mean_loss(codec, batch)
     seen = observe(codec, list(convs), batch)
-    drafts = {}
+    variants = {}
     for name, conv in convs.items():
         draft = Draft.of(conv, seen.pop(name))
         for shape in recipe.shapes:
             draft = shape(draft)
-        bits = None if name.startswith("prior.") else _first(recipe.inputs, name)
-        if bits is not None:
-            draft = draft.with_activation(bits, recipe.by_channel, recipe.input_range)
-        drafts[name] = recipe.noise(draft) if recipe.noise else draft
-    formats, made = _fitted(codec, recipe, drafts, batch, progress)
+        variants[name] = _with_inputs(draft, () if name.startswith("prior.") else _first(recipe.inputs, name), recipe)
+    drafts, formats, made = _fitted(codec, recipe, variants, batch, progress)
     codec = codec.exported()
     for name, layer in made.items():
         layers.replace(codec, name, layer)
@@ -134,24 +132,37 @@ def quantize(
     return Quantized(codec, formats, before, mean_loss(codec, batch))
 
 
-def _first(rules: Sequence[tuple[str, int | Format]], name: str) -> int | Format | None:
-    return next((bits for pattern, bits in rules if fnmatchcase(name, pattern)), None)
+def _first(rules: Sequence[tuple[str, InputFormats]], name: str) -> Sequence[int | Format]:
+    """What a layer's inputs may have by the first rule that fits; nothing if none does."""
+    found = next((inputs for pattern, inputs in rules if fnmatchcase(name, pattern)), ())
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _with_inputs(draft: Draft, inputs: Sequence[int | Format], recipe: Recipe) -> list[Draft]:
+    """The layer with each of these, or with inputs in floating point."""
+    made = [draft.with_activation(one, recipe.by_channel, recipe.input_range) for one in inputs] or [draft]
+    return [recipe.noise(one) for one in made] if recipe.noise else made
+
+
+Choice = dict[str, tuple[Draft, Format]]
+"""Of each layer, its inputs and the format of its weights."""
 
 
 def _fitted(
-    codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch, progress: bool
-) -> tuple[dict[str, Format], dict[str, QuantizedConv]]:
-    """Formats and layers within the budgets. Allocation knows what each layer takes with weights at their nearest
-    codes; where that was too little for the codes they get, it is asked for less."""
-    allocate = _allocator(codec, recipe, drafts, batch)
-    plain, cut = FLOAT * sum(draft.weight.numel() for draft in drafts.values()), 1.0
+    codec: Codec, recipe: Recipe, variants: dict[str, list[Draft]], batch: Batch, progress: bool
+) -> tuple[dict[str, Draft], dict[str, Format], dict[str, QuantizedConv]]:
+    """Inputs, formats and layers within the budgets. Allocation knows what each layer takes with weights at their
+    nearest codes; where that was too little for the codes they get, it is asked for less."""
+    allocate = _allocator(codec, recipe, variants, batch)
+    plain, cut = FLOAT * sum(drafts[0].weight.numel() for drafts in variants.values()), 1.0
     while True:
-        formats, made = allocate(cut), {}
-        for name, draft in tqdm(drafts.items(), desc="rounding", disable=None if progress else True, leave=False):
-            made[name] = _rounded(draft, formats[name], recipe)
+        choice, made = allocate(cut), {}
+        for name in tqdm(choice, desc="rounding", disable=None if progress else True, leave=False):
+            made[name] = _rounded(*choice[name], recipe)
         stored = sum(cost_of(layer, 0.0).bits for layer in made.values()) / plain
         if recipe.size is None or stored <= recipe.size:
-            return formats, made
+            drafts = {name: draft for name, (draft, _) in choice.items()}
+            return drafts, {name: form for name, (_, form) in choice.items()}, made
         cut *= 0.999 * recipe.size / stored
 
 
@@ -168,55 +179,70 @@ def _kept(recipe: Recipe, names: Sequence[str]) -> dict[str, Format]:
 
 
 def _allocator(
-    codec: Codec, recipe: Recipe, drafts: dict[str, Draft], batch: Batch
-) -> Callable[[float], dict[str, Format]]:
-    """A function from a factor for the budget of size to formats of all layers."""
-    kept = _kept(recipe, list(drafts))
+    codec: Codec, recipe: Recipe, variants: dict[str, list[Draft]], batch: Batch
+) -> Callable[[float], Choice]:
+    """A function from a factor for the budget of size to the inputs and formats of all layers."""
+    kept = _kept(recipe, list(variants))
     if recipe.harm is None:
-        return lambda cut: {name: kept.get(name, recipe.formats[0]) for name in drafts}
-    free = {name: draft for name, draft in drafts.items() if name not in kept}
-    harm = recipe.harm(codec, free, recipe.formats, recipe.span, batch)
-    resources = _resources(recipe, drafts)
+        return lambda cut: {name: (drafts[0], kept.get(name, recipe.formats[0])) for name, drafts in variants.items()}
+    free = {name: drafts for name, drafts in variants.items() if name not in kept}
+    most = max(map(len, free.values()))
+    options = {name: _options(len(drafts), most, recipe.formats) for name, drafts in free.items()}
+    harm = recipe.harm(codec, {name: drafts[0] for name, drafts in free.items()}, recipe.formats, recipe.span, batch)
+    if most > 1:
+        own = {name: [input_relevance(draft) for draft in drafts] for name, drafts in free.items()}
+        harm = np.tile(harm, (1, most)) + np.array([[own[name][v] for v, _ in row] for name, row in options.items()])
+    resources = _resources(recipe, variants)
     amounts = [amount for *_, amount in resources]
-    costs = np.array([[[amount(name, form) for form in recipe.formats] for name in free] for amount in amounts], float)
-    whole = [sum(amount(name, None) for name in drafts) for amount in amounts]
-    taken = [sum(amount(name, form) for name, form in kept.items()) for amount in amounts]
+    costs = np.array([[[of(name, *one) for one in row] for name, row in options.items()] for of in amounts], float)
+    whole = [sum(amount(name, 0, None) for name in variants) for amount in amounts]
+    taken = [sum(amount(name, 0, form) for name, form in kept.items()) for amount in amounts]
     least = costs.min(2).sum(1) + taken
 
-    def allocate(cut: float) -> dict[str, Format]:
+    def allocate(cut: float) -> Choice:
         shares = [share * (cut if what == "size" else 1) for what, share, _ in resources]
         for (what, *_), share, one, needed in zip(resources, shares, whole, least, strict=True):
             if needed > share * one:
                 raise ModelError(f"a budget of {what} of {share:.3g} is too small: it takes about {needed / one:.3g}")
-        choice = recipe.solver(harm, costs, np.array(shares) * whole - taken)
-        return {**kept, **{name: recipe.formats[k] for name, k in zip(free, choice, strict=True)}}
+        picked = recipe.solver(harm, costs, np.array(shares) * whole - taken)
+        chosen = {name: options[name][k] for name, k in zip(free, picked, strict=True)}
+        chosen |= {name: (0, form) for name, form in kept.items()}
+        return {name: (drafts[chosen[name][0]], chosen[name][1]) for name, drafts in variants.items()}
 
     return allocate
 
 
-Amount = Callable[[str, Format | None], float]
-"""What a layer takes of a resource in a format, None for floating point of 32 bits."""
+def _options(count: int, most: int, formats: Sequence[Format]) -> list[tuple[int, Format]]:
+    """Places of a layer's inputs, of which there are so many, each with every format; the last stands in for lacking
+    ones, so that all layers have as many options."""
+    return [(min(v, count - 1), form) for v in range(most) for form in formats]
+
+
+Amount = Callable[[str, int, Format | None], float]
+"""What a layer takes of a resource with those of its inputs and in a format, None for floating point of 32 bits."""
 Resource = tuple[str, float, Amount]
 """Its name, the share that the recipe allows of what floating point takes, and what layers take."""
 
 
-def _resources(recipe: Recipe, drafts: dict[str, Draft]) -> list[Resource]:
+def _resources(recipe: Recipe, variants: dict[str, list[Draft]]) -> list[Resource]:
     """The resources that the recipe limits."""
 
     @cache
     def cost(name: str, form: Format) -> LayerCost:
-        draft = drafts[name]
+        draft = variants[name][0]
         return cost_of(nearest(draft, form, whole_range).layer(), draft.positions)
 
-    def size(name: str, form: Format | None) -> float:
-        return cost(name, form).bits if form else FLOAT * drafts[name].weight.numel()
+    def size(name: str, inputs: int, form: Format | None) -> float:
+        return cost(name, form).bits if form else FLOAT * variants[name][0].weight.numel()
 
-    def operations(name: str, form: Format | None) -> float:
-        draft = drafts[name]
-        return cost(name, form).operations if form else FLOAT**2 * draft.weight.numel() * draft.positions
+    def operations(name: str, inputs: int, form: Format | None) -> float:
+        draft = variants[name][inputs]
+        if form is None:
+            return FLOAT**2 * draft.weight.numel() * draft.positions
+        return replace(cost(name, form), activation=layers.bits_of(draft.activation)).operations
 
-    def seconds(name: str, form: Format | None) -> float:
-        return 0.0 if name.startswith("prior.") else stopwatch(drafts[name], form)
+    def seconds(name: str, inputs: int, form: Format | None) -> float:
+        return 0.0 if name.startswith("prior.") else stopwatch(variants[name][inputs], form)
 
     limited = [("size", recipe.size, size), ("operations", recipe.operations, operations)]
     limited.append(("latency", recipe.latency, seconds))

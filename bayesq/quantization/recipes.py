@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 Harm = Callable[["Codec", Mapping[str, "Draft"], Sequence[Format], Range, "Batch"], np.ndarray]
 Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+InputFormats = int | Format | tuple[int | Format, ...]
+"""Bits of a layer's inputs, their format, or several to choose from, the finest first."""
 
 TRANSFORMS = ("analysis", "synthesis", "prior.analysis")
 """g_a, g_s and h_a: files stay those of the floating-point model."""
@@ -98,8 +100,9 @@ class Recipe:
         parts: Of the codec.
         kept: Formats of layers, by patterns of their names; they are left out of the allocation. Nothing is kept where
             the patterns fit all of g_a and g_s.
-        inputs: Bits of the inputs of g_a and g_s, or their format, by patterns of layers' names, the first that fits;
-            others float.
+        inputs: Bits or formats of the inputs of g_a and g_s, by patterns of layers' names, the first that fits; others
+            float. Several are chosen from by an allocation whose harm is in units of the loss, within budgets of
+            operations or latency, by the loss to second order; layers that are kept have the first.
         input_range: Of inputs; errors are weighted by the loss' sensitivity.
         by_channel: Whether each input channel has a range of its own.
         span: Range of weights.
@@ -118,7 +121,7 @@ class Recipe:
     formats: tuple[Format, ...] = (Affine(8),)
     parts: tuple[str, ...] = TRANSFORMS
     kept: tuple[tuple[str, Format], ...] = ()
-    inputs: tuple[tuple[str, int | Format], ...] = ()
+    inputs: tuple[tuple[str, InputFormats], ...] = ()
     input_range: Range = LEAST_HARM
     by_channel: bool = False
     span: Range = LEAST_HARM
@@ -226,6 +229,15 @@ RECIPES: dict[str, Recipe] = {
     ),
     "greedy": Recipe(
         INTEGERS, inputs=A8, harm=sensitivity.relevance, solver=allocation.greedy, rounding=GPTQ(), size=0.2
+    ),
+    "joint": Recipe(
+        INTEGERS,
+        kept=FINE,
+        inputs=(*A8[:2], ("*", (16, 8, 7, 6, 5, 4))),
+        shapes=(SMOOTH,),
+        harm=sensitivity.relevance,
+        rounding=GPTQ(),
+        operations=0.05,
     ),
     "mixed5": mixed(0.2, 9.5),
     "mixed5-tuned": mixed(0.2, 9.5, Tuning()),

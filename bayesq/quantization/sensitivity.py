@@ -32,6 +32,12 @@ def relevance(
     return np.array(harm)
 
 
+def input_relevance(draft: Draft) -> float:
+    """Squared errors of a layer's rounded inputs times squared gradients, as ``relevance`` has it of weights."""
+    errors = (draft.rounded - draft.inputs).square() * draft.sensitivity
+    return float(errors.sum()) / (2 * len(draft.inputs))
+
+
 def traces(
     codec: Codec, drafts: Mapping[str, Draft], formats: Sequence[Format], span: Range, batch: Batch
 ) -> np.ndarray:

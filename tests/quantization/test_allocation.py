@@ -19,6 +19,7 @@ from bayesq.quantization.ranges import LEAST_HARM
 from bayesq.quantization.sensitivity import (
     activation_entropy,
     entropy,
+    input_relevance,
     one_at_a_time,
     propagated_relevance,
     relevance,
@@ -132,6 +133,12 @@ def test_harm_falls_with_bits(base, drafts, data, sensitivity):
     harm = sensitivity(base, few, [Affine(2), Affine(5), Affine(12)], LEAST_HARM, data.batch())
     assert harm.shape == (3, 3) and (harm >= 0).all()
     assert (harm[[0, 2], 0] > harm[[0, 2], 2]).all() and harm.sum(0)[1] < harm.sum(0)[0]
+
+
+def test_harm_of_inputs_falls_with_bits_and_is_none_in_floating_point(drafts):
+    for draft in drafts.values():
+        harm = [input_relevance(draft.with_activation(bits)) for bits in (3, 5, 8)]
+        assert harm[0] > harm[1] > harm[2] > 0 == input_relevance(draft)
 
 
 def test_entropy_counts_the_values_that_occur():

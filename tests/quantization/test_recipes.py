@@ -132,6 +132,23 @@ def test_bit_operations_have_a_budget_too(base, data):
     assert sum(c.operations for c in chosen) <= 0.04 * sum(c.macs * 32**2 for c in chosen)
 
 
+@pytest.mark.parametrize("resource", ["operations", "size"])
+def test_bits_of_inputs_are_allocated_beside_those_of_weights(base, data, resource):
+    """Where operations cost, inputs get fewer bits; where only size does, all have the first, which do least harm."""
+    recipe = Recipe(INTEGERS, inputs=(("*.linear", 16), ("*", (8, 6, 4))), harm=relevance)
+    result = quantize(base, recipe, data, **{resource: 0.25 if resource == "size" else 0.06})
+    layers = dict(quantized(result.codec))
+    widths = {
+        name: layer.spec.activation for name, layer in layers.items() if name.startswith(("analysis", "synthesis"))
+    }
+    assert {bits for name, bits in widths.items() if name.endswith(".linear")} == {16}
+    others = {bits for name, bits in widths.items() if not name.endswith(".linear")}
+    assert others <= {8, 6, 4} and (others == {8}) == (resource == "size")
+    if resource == "operations":
+        costs = [layer_costs(result.codec)[name] for name in layers]
+        assert sum(c.operations for c in costs) <= 0.06 * sum(c.macs * 32**2 for c in costs)
+
+
 @pytest.mark.parametrize("resource", ["size", "operations"])
 def test_budgets_that_are_too_small_tell_what_is_needed(base, data, resource):
     recipe = Recipe(INTEGERS, kept=FINE, inputs=A8, harm=relevance)
