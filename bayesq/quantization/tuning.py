@@ -1,8 +1,10 @@
 """Training with quantised layers: block by block, then all at once.
 
 Layers learn from rate and distortion and from the floating-point codec's pictures. Blocks first and everything after is
-the order of EfficientQAT (arXiv 2407.11062) and of block-wise reconstruction (BRECQ, arXiv 2102.05426), here with the
-codec's own loss.
+the order of EfficientQAT (arXiv 2407.11062), whose second phase trains scales alone, and of block-wise reconstruction
+(BRECQ, arXiv 2102.05426), here with the codec's own loss. Steps that follow what comes in (ASQ, arXiv 2504.17263) are
+not learned: tiles of a picture would be decoded by networks that differ, and show seams. What may depend on a tile is
+its precision, which the file tells; see ``bayesq.quantization.dynamic``.
 """
 
 from __future__ import annotations
