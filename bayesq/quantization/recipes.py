@@ -237,7 +237,7 @@ RECIPES: dict[str, Recipe] = {
         shapes=(SMOOTH,),
         harm=sensitivity.relevance,
         rounding=GPTQ(),
-        operations=0.05,
+        operations=0.06,
     ),
     "mixed5": mixed(0.2, 9.5),
     "mixed5-tuned": mixed(0.2, 9.5, Tuning()),
