@@ -8,10 +8,10 @@ known pictures: deviations of the samples from their mean are multiplied by
 h being a hint that every pixel has. For codecs it is (d + ε) / 0.02 with d the finest detail of the mean nearby
 (``finest_detail``): how grainy a picture is at its limit of resolution tells, better than its contrast, what else there
 was beyond. For the denoiser, which searches fast enough to do it twice, it is by how many times errors exceed
-deviations where the restored picture is the truth (``bayesq.bootstrap``). Scale and power are those of the problem: the
-power is the best by the continuous ranked probability score, and with it the scale lets the 90 % interval cover 90 %.
-Problems in between take those of the problems most like them. The result is a small JSON file beside the model's
-weights, and is used for that model alone.
+deviations where the restored picture is the truth (``bayesq.bootstrap``). Scale and power are those of the problem
+(``bayesq.fitting``): the power is the best by the continuous ranked probability score, and with it the scale lets the
+90 % interval cover 90 %. Problems in between take those of the problems most like them. The result is a small JSON file
+beside the model's weights, and is used for that model alone.
 
 What a lossy file leaves open (``bayesq.files.deviation``) is recalibrated by one factor for each quality.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,24 +29,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from deepinv.physics import Blur, BlurFFT, Demosaicing, Denoising, Downsampling, Inpainting, LinearPhysics, Physics
 from torch import Tensor
 
-from bayesq import metrics
 from bayesq.errors import ModelError
 from bayesq.io import atomic_write
 from bayesq.likelihoods import SIGMA_FLOOR
-from bayesq.operators import JPEG, BicubicDownsampling, stated_noise
-from bayesq.operators.spectrum import spectrum
 
 if TYPE_CHECKING:
-    from bayesq.codec import Codec
+    from deepinv.physics import Physics
+
     from bayesq.restore import Restoration
 
 FILE = "calibration.json"
-LEVEL = 0.9
 FILE_LEVELS = (0, 64, 128, 192, 255)
-POWERS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 FAINTEST_POWER = 0.01
 WINDOW = 7
 FAINT = 0.001
@@ -54,15 +49,6 @@ TYPICAL = 0.02
 NEARNESS = 0.2
 DETAILS = 0.05, 0.2
 """Deviations that faint and strong detail are reckoned to have, image units."""
-BORDER = 5
-FAMILIES: dict[str, tuple[type[Physics], ...]] = {
-    "denoise": (Denoising,),
-    "deblur": (Blur, BlurFFT),
-    "superres": (BicubicDownsampling, Downsampling),
-    "demosaic": (Demosaicing,),
-    "inpaint": (Inpainting,),
-    "jpeg": (JPEG,),
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +56,7 @@ class Problem:
     """What makes one restoration problem like another.
 
     Attributes:
-        family: A key of ``FAMILIES``; ``photons`` for noise alone that depends on brightness; or ``other``.
+        family: Of operators, as ``family_of`` names it.
         observed: Logarithms of the shares of faint and of strong detail that a measurement settles: the trace, over its
             order, of AᵀA (AᵀA + σ²/d²)⁻¹ for each of the deviations d in ``DETAILS``; 0 where A is not linear. Unlike
             AᵀA itself they tell a motion blur from a Gaussian one, which loses far more.
@@ -84,16 +70,18 @@ class Problem:
     @classmethod
     def of(cls, physics: Physics, size: tuple[int, int]) -> Problem:
         """The problem that an operator poses for pictures of a size (H, W)."""
-        family = next((name for name, kinds in FAMILIES.items() if isinstance(physics, kinds)), "other")
-        if family == "denoise" and hasattr(physics.noise_model, "gain"):
-            family = "photons"
+        from deepinv.physics import LinearPhysics
+
+        from bayesq.operators import stated_noise
+        from bayesq.operators.spectrum import spectrum
+
         noise = max(SIGMA_FLOOR, stated_noise(physics))
         probe = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
         shares = [1.0] * len(DETAILS)
         if isinstance(physics, LinearPhysics):
             nodes, weights = spectrum(physics, probe)
             shares = [float(weights @ (nodes / (nodes + (noise / detail) ** 2))) for detail in DETAILS]
-        return cls(family, tuple(math.log(max(share, 1e-6)) for share in shares), math.log(noise))
+        return cls(family_of(physics), tuple(math.log(max(share, 1e-6)) for share in shares), math.log(noise))
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Problem:
@@ -107,6 +95,24 @@ class Problem:
         """Squared; problems of another family are far."""
         away = math.dist((*self.observed, self.noise), (*other.observed, other.noise)) ** 2
         return away + (0 if self.family == other.family else 100)
+
+
+def family_of(physics: Physics) -> str:
+    """denoise, deblur, superres, demosaic, inpaint, jpeg, photons (noise alone, by brightness), or other."""
+    from deepinv.physics import Blur, BlurFFT, Demosaicing, Denoising, Downsampling, Inpainting
+
+    from bayesq.operators import JPEG, BicubicDownsampling
+
+    families: dict[str, tuple[type, ...]] = {
+        "denoise": (Denoising,),
+        "deblur": (Blur, BlurFFT),
+        "superres": (BicubicDownsampling, Downsampling),
+        "demosaic": (Demosaicing,),
+        "inpaint": (Inpainting,),
+        "jpeg": (JPEG,),
+    }
+    family = next((name for name, kinds in families.items() if isinstance(physics, kinds)), "other")
+    return "photons" if family == "denoise" and hasattr(physics.noise_model, "gain") else family
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ class Calibration:
         factor = torch.tensor(scale)
         if power > FAINTEST_POWER:
             factor = scale * (bootstrap() if self.bootstrapped else detail(restoration.mean)) ** power
-        samples = _spread(restoration.samples, restoration.mean, factor)
+        samples = spread(restoration.samples, restoration.mean, factor)
         return replace(restoration, samples=samples, std=restoration.std * factor)
 
     def save(self, path: Path) -> None:
@@ -200,133 +206,7 @@ def of_model(codec: Loaded) -> Calibration | None:
     return found
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Restorations of known pictures, all by one operator.
-
-    Attributes:
-        truth: ``(B, 3, H, W)``.
-        restoration: Not recalibrated.
-        physics: The operator.
-        excess: Of errors in a bootstrap, if that is to be the hint, ``(B, 1, H, W)``.
-    """
-
-    truth: Tensor
-    restoration: Restoration
-    physics: Physics
-    excess: Tensor | None = None
-
-    @property
-    def hint(self) -> Tensor:
-        """What tells how wide deviations must be, ``(B, 1, H, W)``, positive."""
-        return detail(self.restoration.mean) if self.excess is None else self.excess
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.truth.shape[-2], self.truth.shape[-1]
-
-    def coverage(self, calibration: Calibration | None = None) -> float:
-        """The share of true values within the 90 % interval."""
-        restored = self.restoration
-        if calibration:
-            restored = calibration.correct(restored, self.physics, lambda: self.hint)
-        samples, truth = (metrics.crop_border(v, BORDER) for v in (restored.samples, self.truth))
-        return float(metrics.coverage(samples, truth, [LEVEL]))
-
-    def spread(self, power: float, scale: float) -> tuple[Tensor, Tensor]:
-        """Samples spread by the rule above and the truth, both without the border."""
-        restored = self.restoration
-        samples = _spread(restored.samples, restored.mean, scale * self.hint**power)
-        return metrics.crop_border(samples, BORDER), metrics.crop_border(self.truth, BORDER)
-
-
-def fit(model: str, problems: Sequence[Sequence[Trial]]) -> Calibration:
-    """Fits scale and power for each problem.
-
-    Args:
-        model: Hexadecimal id of the model.
-        problems: For each, restorations by one operator, one trial for each kind of pictures. Intervals are made wide
-            enough for the kind that needs the widest. A power above 0 is taken only if it lowers the score by 1 %.
-    """
-    scales, powers = zip(*map(_rule, problems), strict=True)
-    posed = tuple(Problem.of(kinds[0].physics, kinds[0].size) for kinds in problems)
-    return Calibration(model, posed, scales, powers, bootstrapped=problems[0][0].excess is not None)
-
-
-def _rule(kinds: Sequence[Trial]) -> tuple[float, float]:
-    """Scale and power of least score among those that cover 90 %; the score is of every other row and column."""
-    best, least = (0.0, 0.0), math.inf
-    needed = [_needed(trial) for trial in kinds]
-    for power in POWERS:
-        scale = max(_scale(trial, power, needs) for trial, needs in zip(kinds, needed, strict=True))
-        score = 0.0
-        for trial in kinds:
-            samples, truth = (v[..., ::2, ::2] for v in trial.spread(power, scale))
-            score += float(metrics.crps(samples, truth).mean().log()) / len(kinds)
-        if score < least + (math.log(0.99) if best[1] == 0 < power else 0):
-            best, least = (round(scale, 4), power), score
-    return best
-
-
-def _needed(trial: Trial) -> tuple[tuple[float, Tensor], ...]:
-    """By how much deviations must be multiplied for the truth to be between the a-th smallest and a-th largest sample.
-
-    For the two ranks a, with their weights, between which ``metrics.coverage`` interpolates; infinite for what is on
-    the other side of the mean than all of these.
-    """
-    samples, mean = trial.restoration.samples, trial.restoration.mean
-    error, count = trial.truth - mean, len(samples)
-    away = (samples - mean).sort(0).values
-    rank = (1 - LEVEL) * (count + 1) / 2
-    below = math.floor(rank)
-    found = []
-    for weight, a in ((1 - rank + below, below), (rank - below, below + 1)):
-        if a == 0:
-            found.append((weight, torch.zeros_like(error)))
-            continue
-        reach = torch.where(error < 0, -away[a - 1], away[count - a])
-        found.append((weight, torch.where(reach > 0, error.abs() / reach, torch.where(error == 0, 0.0, math.inf))))
-    return tuple(found)
-
-
-def fit_files(codec: Codec, pictures: Sequence[Tensor], samples: int, generator: torch.Generator) -> tuple[float, ...]:
-    """Fits the factors with which deviations of lossy files hold 90 % of the errors within 1.645 of them.
-
-    Args:
-        codec: The model.
-        pictures: Each ``(1, 3, H, W)`` in [0, 1].
-        samples: Draws from a file.
-        generator: Their source of randomness.
-    """
-    normal = math.sqrt(2) * torch.special.erfinv(torch.tensor(LEVEL)).item()
-    scales = []
-    for level in FILE_LEVELS:
-        ratios = []
-        for x in pictures:
-            size = x.shape[-2], x.shape[-1]
-            payload = codec.compress(x, level)
-            draws = codec.sample_decode(payload, *size, level, samples, generator)
-            deviation = draws.var(0).mean(1, keepdim=True).sqrt()
-            error = (codec.decompress(payload, *size, level) - x).abs()
-            ratios.append((error / deviation.clamp_min(1e-6)).flatten())
-        scales.append(round(float(np.quantile(torch.cat(ratios).numpy(), LEVEL)) / normal, 4))
-    return tuple(scales)
-
-
-def _scale(trial: Trial, power: float, needed: tuple[tuple[float, Tensor], ...]) -> float:
-    """The scale at which the 90 % interval covers 90 %, by bisection of its logarithm."""
-    shape = trial.hint**power
-    needs = [(weight, metrics.crop_border(need / shape, BORDER)) for weight, need in needed]
-    low, high = math.log(0.1), math.log(20.0)
-    for _ in range(12):
-        middle = (low + high) / 2
-        short = sum(weight * float((need <= math.exp(middle)).double().mean()) for weight, need in needs) < LEVEL
-        low, high = (middle, high) if short else (low, middle)
-    return math.exp((low + high) / 2)
-
-
-def _spread(samples: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
+def spread(samples: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     return (mean + factor * (samples - mean)).clamp(0, 1)
 
 

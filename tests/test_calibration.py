@@ -10,12 +10,13 @@ import pytest
 import torch
 from deepinv.physics import Denoising, PoissonNoise
 
-from bayesq import calibration, files, metrics, operators
-from bayesq.calibration import Calibration, Problem, Trial, finest_detail, fit, of_model
+from bayesq import calibration, files, fitting, metrics, operators
+from bayesq.calibration import Calibration, Problem, finest_detail, of_model
 from bayesq.cli import main
 from bayesq.codec import Codec
 from bayesq.denoiser import Denoiser, Sizes
 from bayesq.errors import ModelError
+from bayesq.fitting import Trial, fit
 from bayesq.inference.xz import FILE as ERRORS
 from bayesq.inference.xz import ErrorTable
 from bayesq.io import read_image, to_tensor
@@ -192,7 +193,7 @@ def test_deviations_of_files_are_scaled_to_their_errors(tiny_codec, tmp_path, ge
     tiny_codec.exported().save(tmp_path / "weights.safetensors")
     codec = Codec.load(tmp_path / "weights.safetensors")
     picture = read_image(data_dir() / "coffee.png").crop((64, 64, 192, 192))
-    scales = calibration.fit_files(codec, [to_tensor(picture)], 16, generator)
+    scales = fitting.fit_files(codec, [to_tensor(picture)], 16, generator)
     problem = Problem.of(operators.denoise(SIZE, 0.1), SIZE)
     Calibration(codec.model_id.hex(), (problem,), (1.0,), (0.0,), scales).save(tmp_path / calibration.FILE)
     for quality in (0, 50, 100):

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
     from bayesq import bench, bootstrap, calibration, operators, zoo
     from bayesq.bench.restore import calibration_suite, read
-    from bayesq.calibration import Trial, fit, fit_files
     from bayesq.errors import BayesqError
+    from bayesq.fitting import BORDER, Trial, fit, fit_files
     from bayesq.inference import DAPS, VBLE
     from bayesq.inference.xz import FILE as ERRORS
     from bayesq.inference.xz import ErrorTable
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     kinds = [_some(bench.pictures(folder), args.limit) for folder in args.data]
     crops = [[read(path, args.crop) for path in paths] for paths in kinds]
     sizes = {crop.shape for kind in crops for crop in kind}
-    if len(sizes) > 1 or min(sizes.pop()[-2:]) < 2 * calibration.BORDER + 16:
+    if len(sizes) > 1 or min(sizes.pop()[-2:]) < 2 * BORDER + 16:
         raise BayesqError("calibration takes pictures and crops of one size, of at least 26 pixels a side")
     denoiser = zoo.denoiser(args.model) if zoo.kind(args.model) == "denoiser" else None
     codec = None if denoiser else zoo.load(args.model)
