@@ -16,13 +16,13 @@ from bayesq.quantization.rounding import GPTQ, AdaRound, corrected, nearest
 ROUNDINGS = [GPTQ(), AdaRound(), AdaQuant(), AdaQuant(first=GPTQ())]
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS, ids=str)
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=lambda rounding: type(rounding).__name__)
 @pytest.mark.parametrize("form", [Affine(3), Affine(3, 16, symmetric=False), NormalFloat(3)], ids=str)
 def test_reconstruction_beats_rounding_to_the_nearest(draft, rounding, form):
     assert error(draft, draft, form, rounding) < 0.9 * error(draft, draft, form)
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS, ids=str)
+@pytest.mark.parametrize("rounding", ROUNDINGS, ids=lambda rounding: type(rounding).__name__)
 def test_weights_on_their_grid_stay_there(draft, rounding):
     weight = nearest(draft, Affine(4), whole_range).weight
     on_grid = dataclasses.replace(draft, weight=weight)
